@@ -1,0 +1,116 @@
+"""The PyTorch backend: each method is a few calls of torch plus names."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ltcore.arrays import Array, Params
+from ltcore.errors import ModelNotBuiltError
+from ltcore.masks import Masks
+from ltcore.parameters import Structure, regrouped
+from ltcore_torch._hold import TorchHold
+from ltcore_torch._layouts import as_inputs, to_numpy, write_into
+from ltcore_torch._names import Slot, sites_of, unwrap
+from ltcore_torch._trace import traced
+from ltcore_torch._training import fresh_optimizer, inference, mean_gradients, redrawn
+from ltcore_torch._watch import TorchWatch
+
+
+class TorchBackend:
+    """Drives `torch.nn.Module`; see `ltcore.backend.Backend` for what the methods promise."""
+
+    name = "torch"
+    capabilities = frozenset({"gradients"})
+
+    @property
+    def version(self) -> str:
+        """Torch's version."""
+        return str(torch.__version__)
+
+    def root(self, model: nn.Module) -> nn.Module:
+        """Return the module under its wrappers."""
+        return unwrap(model)
+
+    def describe(self, model: nn.Module, example: Any = None) -> Structure:
+        """Return the module's sites; with ``example``, also how data flows."""
+        root = unwrap(model)
+        if example is None:
+            return Structure(sites_of(root)[0], untraced="no example input was given")
+        inputs = as_inputs(example, _device(root))
+        try:
+            sites, _ = sites_of(root)
+        except ModelNotBuiltError:
+            with inference(root):
+                root(*inputs)  # lazy layers take their shapes from the example
+            sites, _ = sites_of(root)
+        return traced(root, sites, inputs)
+
+    def read(
+        self, model: nn.Module, structure: Structure, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
+        """Return owned copies in canonical layout."""
+        slots = _slots(model)
+        wanted = list(slots if names is None else names)
+        return regrouped({name: to_numpy(slots[name].tensor) for name in wanted}, structure)
+
+    def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
+        """Write ``params`` in place."""
+        slots = _slots(model)
+        for name, array in regrouped(params, structure, to_canonical=False).items():
+            write_into(slots[name].tensor, array)
+
+    def hold(self, model: nn.Module, structure: Structure, masks: Masks) -> TorchHold:
+        """Keep pruned weights at zero."""
+        return TorchHold(model, _slots(model), structure, masks)
+
+    def watch(self, model: nn.Module, structure: Structure, steps: Sequence[int]) -> TorchWatch:
+        """Count updates and take snapshots."""
+        slots = _slots(model)
+        trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
+        return TorchWatch(model, trained, lambda: self.read(model, structure), steps)
+
+    def fresh_optimizer(self, model: nn.Module, step: int) -> None:
+        """Empty optimizers of earlier trainings; torch's schedules are the user's own objects."""
+        fresh_optimizer(unwrap(model))
+
+    def redraw(self, model: nn.Module, structure: Structure, seed: int) -> dict[str, Array]:
+        """Return params from every layer's ``reset_parameters``."""
+        return self.read(redrawn(unwrap(model), seed), structure)
+
+    def forward(
+        self, model: nn.Module, structure: Structure, inputs: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """Return the outputs for canonical ``inputs``."""
+        root = unwrap(model)
+        with inference(root):
+            result = root(*as_inputs(list(inputs), _device(root)))
+        leaves, _ = torch.utils._pytree.tree_flatten(result)
+        return tuple(to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    def gradients(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return mean gradients of all trained parameters; buffers are as before."""
+        slots = _slots(model)
+        trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
+        buffers = [name for name, _, role in structure.items() if role.state]
+        before = self.read(model, structure, buffers)
+        try:
+            found = mean_gradients(model, trained, batches, loss)
+        finally:
+            self.write(model, structure, before)
+        return regrouped({name: to_numpy(gradient) for name, gradient in found.items()}, structure)
+
+
+def _slots(model: nn.Module) -> dict[str, Slot]:
+    return sites_of(unwrap(model))[1]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,196 @@
+"""Pruned weights of a torch module stay exactly 0.0, whoever updates them.
+
+Two guards, because one alone is wrong: gradients are masked as they are accumulated, so pruned
+entries count neither in a clipped norm nor in momentum; weights are masked after every update,
+so no optimizer can move them. Masks are bit patterns: ``and`` gives +0.0 also where there was a
+NaN, an infinity or a negative zero, and costs what a multiplication costs. Nothing is stored on
+the module but a forward hook, which checks for weights that were loaded or replaced by hand.
+"""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ltcore.arrays import Array
+from ltcore.masks import Masks
+from ltcore.parameters import Structure, regrouped
+from ltcore_torch._names import Slot
+from ltcore_torch._steps import listen, unlisten
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class HeldTensor:
+    """One parameter under a mask."""
+
+    def __init__(self, slot: Slot, mask: Array) -> None:
+        self._module = weakref.ref(slot.module)
+        self._attribute = slot.attribute
+        self._hook: RemovableHandle | None = None
+        self._param: weakref.ref[torch.Tensor] = weakref.ref(slot.tensor)
+        self._version = -1
+        self._grad: weakref.ref[torch.Tensor] | None = None
+        self._grad_version = -1
+        self.set_mask(mask)
+
+    def set_mask(self, mask: Array) -> None:
+        """Take another mask: a bool array of the parameter's shape."""
+        param = self.param
+        kept = torch.from_numpy(mask.copy()).to(param.device)
+        self._bits = -kept.to(_INTEGERS[param.element_size()])
+
+    @property
+    def param(self) -> torch.Tensor:
+        """The parameter that is in the module now."""
+        module = self._module()
+        assert module is not None  # a hold dies before its model
+        return Slot(module, self._attribute).tensor
+
+    def enforce(self) -> None:
+        """Zero pruned weights, wherever the parameter is by now."""
+        param = self.param
+        self._watch_gradient(param)
+        self._zero(param)
+        self._version = param._version
+
+    def enforce_if_touched(self) -> None:
+        """Zero pruned weights if anyone wrote to or replaced the parameter since."""
+        param = self.param
+        if param is not self._param() or param._version != self._version:
+            self.enforce()
+
+    def mask_gradient(self) -> None:
+        """Zero the gradient of pruned weights, unless nobody touched it since the last time."""
+        grad = self.param.grad
+        if grad is None or grad.layout is not torch.strided:
+            return  # a sparse gradient is left; the weight mask holds on its own
+        if self._grad and grad is self._grad() and grad._version == self._grad_version:
+            return
+        if grad.requires_grad:  # the user differentiates through it: no writing in place
+            self.param.grad = grad = torch.where(self._bits != 0, grad, 0)
+        else:
+            self._zero(grad)
+        self._grad, self._grad_version = weakref.ref(grad), grad._version
+
+    def clear_slots(self, optimizer: Optimizer) -> None:
+        """Zero momentum and the like of pruned weights."""
+        param = self.param
+        for value in optimizer.state.get(param, {}).values():
+            if isinstance(value, torch.Tensor) and value.shape == param.shape:
+                kept = (self._bits != 0).to(value.device)
+                value.masked_fill_(~kept, 0)
+
+    def release(self) -> None:
+        """Remove the gradient hook."""
+        if self._hook:
+            self._hook.remove()
+            self._hook = None
+
+    def _watch_gradient(self, param: torch.Tensor) -> None:
+        if param is not self._param():
+            self.release()
+            self._param = weakref.ref(param)
+        if self._hook is None and param.requires_grad:
+            hook = _MaskGradient(self)
+            self._hook = param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _zero(self, tensor: torch.Tensor) -> None:
+        if self._bits.device != tensor.device or self._bits.element_size() != tensor.element_size():
+            integer = _INTEGERS[tensor.element_size()]
+            self._bits = self._bits.to(device=tensor.device, dtype=integer)
+        tensor.detach().view(self._bits.dtype).bitwise_and_(self._bits)
+
+
+class _MaskGradient:
+    """A gradient hook; copies of the model do not take it along (torch drops such hooks)."""
+
+    def __init__(self, held: HeldTensor) -> None:
+        self._held = weakref.ref(held)
+
+    def __call__(self, _param: torch.Tensor) -> None:
+        held = self._held()
+        if held is not None:
+            held.mask_gradient()
+
+
+class _ForwardCheck:
+    """A forward hook that masks weights that were written outside an optimizer.
+
+    A copied or pickled model is no held model: there the hook becomes ``{}.get``, a builtin that
+    hands the inputs through, so that loading needs no ltcore.
+    """
+
+    def __init__(self, hold: "TorchHold") -> None:
+        self._hold = weakref.ref(hold)
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        hold = self._hold()
+        if hold is not None:
+            hold.enforce_if_touched()
+
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return {}.get
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ({}, "get")
+
+
+class TorchHold:
+    """The `ltcore.backend.MaskHandle` of a torch module."""
+
+    def __init__(
+        self, model: nn.Module, slots: Mapping[str, Slot], structure: Structure, masks: Masks
+    ) -> None:
+        self._structure = structure
+        native = regrouped(masks, structure, to_canonical=False)
+        self._tensors = {name: HeldTensor(slots[name], mask) for name, mask in native.items()}
+        self._cleared: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._forward = model.register_forward_pre_hook(_ForwardCheck(self))
+        listen(self, first=True)
+        self.enforce()
+
+    def update(self, masks: Masks) -> None:
+        """Hold ``masks`` from now on."""
+        for name, mask in regrouped(masks, self._structure, to_canonical=False).items():
+            self._tensors[name].set_mask(mask)
+        self._cleared.clear()
+        self.enforce()
+
+    def enforce(self) -> None:
+        """Zero every pruned weight now."""
+        for tensor in self._tensors.values():
+            tensor.enforce()
+
+    def enforce_if_touched(self) -> None:
+        """Zero pruned weights of parameters that someone wrote to."""
+        for tensor in self._tensors.values():
+            tensor.enforce_if_touched()
+
+    def release(self) -> None:
+        """Remove every hook."""
+        unlisten(self)
+        self._forward.remove()
+        for tensor in self._tensors.values():
+            tensor.release()
+
+    def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Mask gradients that were made or changed behind the gradient hook."""
+        for tensor in self._tensors.values():
+            if id(tensor.param) in owned:
+                tensor.mask_gradient()
+                if optimizer not in self._cleared:
+                    tensor.clear_slots(optimizer)
+        self._cleared.add(optimizer)
+
+    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Mask the weights that the optimizer owns."""
+        for tensor in self._tensors.values():
+            if id(tensor.param) in owned:
+                tensor.enforce()

@@ -1,0 +1,32 @@
+"""torch tensors to numpy and back. Canonical layout is torch's own, so axes stay as they are."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltcore.arrays import Array, own
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """Return an owned, C-contiguous copy; bfloat16, which numpy lacks, comes as float32."""
+    live = tensor.detach()
+    if live.dtype is torch.bfloat16:
+        live = live.float()
+    # On the CPU .numpy() is a view that the next update would write to.
+    return own(live.cpu().numpy())
+
+
+def write_into(tensor: torch.Tensor, array: Array) -> None:
+    """Copy ``array`` into ``tensor``, which keeps its dtype, device and memory format."""
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(own(array)).reshape(tensor.shape))
+
+
+def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return model inputs on ``device``: a tensor, an array, or a sequence of them."""
+    parts = example if isinstance(example, list | tuple) else (example,)
+    return tuple(
+        (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)
+        for part in parts
+    )

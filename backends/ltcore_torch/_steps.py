@@ -1,0 +1,75 @@
+"""Ears on every optimizer of the process, whoever made it and whenever.
+
+torch calls global hooks before and after any `torch.optim.Optimizer.step`. They are there only
+while someone listens; listeners are held weakly and go with their model.
+"""
+
+import weakref
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+
+class Listener(Protocol):
+    """Hears of every update that an optimizer makes."""
+
+    def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Called before an update of the parameters whose ``id`` is in ``owned``."""
+        ...
+
+    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Called after it."""
+        ...
+
+
+_listeners: list[weakref.ref[Listener]] = []
+_handles: list[RemovableHandle] = []
+
+
+def listen(listener: Listener, *, first: bool = False) -> None:
+    """Tell ``listener`` of every update while it lives; a ``first`` one hears before others."""
+    _listeners.insert(0 if first else len(_listeners), weakref.ref(listener))
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_before))
+        _handles.append(register_optimizer_step_post_hook(_after))
+
+
+def unlisten(listener: Listener) -> None:
+    """Stop telling ``listener``."""
+    _listeners[:] = [ref for ref in _listeners if ref() not in (None, listener)]
+    _rest_if_alone()
+
+
+def _live() -> list[Listener]:
+    live = [listener for ref in _listeners if (listener := ref()) is not None]
+    if len(live) < len(_listeners):
+        _listeners[:] = [ref for ref in _listeners if ref() is not None]
+        _rest_if_alone()
+    return live
+
+
+def _rest_if_alone() -> None:
+    if not _listeners:
+        while _handles:
+            _handles.pop().remove()
+
+
+def _owned(optimizer: Optimizer) -> set[int]:
+    return {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+
+
+def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    owned = _owned(optimizer)
+    for listener in _live():
+        listener.before_step(optimizer, owned)
+
+
+def _after(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    owned = _owned(optimizer)
+    for listener in _live():
+        listener.after_step(optimizer, owned)

@@ -1,0 +1,121 @@
+"""What a training run needs besides holding: fresh optimizers, fresh weights, gradients."""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ltcore.errors import CapabilityError
+from ltcore_torch._layouts import as_inputs
+from ltcore_torch._names import Slot, walk
+from ltcore_torch._steps import listen
+
+
+class FreshOptimizers:
+    """Empties the state of optimizers that a user carries over from one round to the next.
+
+    An optimizer that first appears in a round is left alone: its state is new, or was loaded on
+    purpose.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._stale: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        listen(self, first=True)
+
+    def begin(self) -> None:
+        """From now on, every optimizer seen so far starts without state."""
+        self._stale = weakref.WeakSet(self._seen)
+
+    def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Empty a stale optimizer once."""
+        model = self._model()
+        if model is None or not any(id(param) in owned for param in model.parameters()):
+            return
+        if optimizer in self._stale:
+            optimizer.state.clear()
+            self._stale.discard(optimizer)
+        self._seen.add(optimizer)
+
+    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Nothing to do after an update."""
+
+
+_fresheners: MutableMapping[nn.Module, FreshOptimizers] = weakref.WeakKeyDictionary()
+
+
+def fresh_optimizer(model: nn.Module) -> None:
+    """Make the next training start without state in optimizers of earlier ones."""
+    if model not in _fresheners:
+        _fresheners[model] = FreshOptimizers(model)
+    _fresheners[model].begin()
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and afterwards each back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def redrawn(model: nn.Module, seed: int) -> nn.Module:
+    """Return a copy of ``model`` with every layer reset by its own ``reset_parameters``.
+
+    Raises:
+        CapabilityError: a layer has parameters and no such method; names it.
+    """
+    fresh = copy.deepcopy(model)
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        for name, module in walk(fresh):
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif any(param is not None for param in module._parameters.values()):
+                raise CapabilityError(
+                    f"layer {name or 'model'!r} ({type(module).__name__}) has parameters but no "
+                    "reset_parameters(), so it cannot be drawn anew; add that method, or give "
+                    "rewind_to= a policy of your own"
+                )
+    return fresh
+
+
+def mean_gradients(
+    model: nn.Module,
+    slots: dict[str, Slot],
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Any],
+) -> dict[str, torch.Tensor]:
+    """Return the gradient of each of ``slots`` averaged over ``batches``; ``.grad`` is not used."""
+    params = {name: slot.tensor for name, slot in slots.items()}
+    frozen = [param for param in params.values() if not param.requires_grad]
+    sums = {name: torch.zeros_like(param) for name, param in params.items()}
+    device = next(iter(params.values())).device
+    count = 0
+    try:
+        for param in frozen:
+            param.requires_grad_(True)
+        for inputs, targets in batches:
+            value = loss(model(*as_inputs(inputs, device)), *as_inputs(targets, device))
+            found = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            count += 1
+    finally:
+        for param in frozen:
+            param.requires_grad_(False)
+    return {name: total / max(count, 1) for name, total in sums.items()}

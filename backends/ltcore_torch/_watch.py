@@ -1,0 +1,75 @@
+"""Counts a module's updates, takes snapshots on the way, and keeps its first input."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ltcore.arrays import Array
+from ltcore_torch._names import Slot
+from ltcore_torch._steps import listen, unlisten
+
+
+class _FirstInput:
+    """A forward hook that keeps one example of the first input; copies of it do nothing."""
+
+    def __init__(self, watch: "TorchWatch") -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, _module: nn.Module, args: Any) -> None:
+        watch = self._watch()
+        if watch is None or watch.first_input is not None or torch.compiler.is_compiling():
+            return
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        if tensors and len(tensors) == len(args):
+            watch.first_input = tuple(tensor[:1].detach().clone() for tensor in tensors)
+
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return {}.get
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ({}, "get")
+
+
+class TorchWatch:
+    """The `ltcore.backend.Watch` of a torch module."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: dict[str, Slot],
+        read: Callable[[], dict[str, Array]],
+        steps: Sequence[int],
+    ) -> None:
+        self.steps = 0
+        self.snapshots: dict[int, dict[str, Array]] = {}
+        self.first_input: tuple[torch.Tensor, ...] | None = None
+        self._slots = slots
+        self._read = read
+        self._wanted = frozenset(steps)
+        self._reference: Slot | None = None
+        self._forward = model.register_forward_pre_hook(_FirstInput(self))
+        listen(self)
+
+    def stop(self) -> None:
+        """Stop counting."""
+        unlisten(self)
+        self._forward.remove()
+
+    def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Nothing to do before an update."""
+
+    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+        """Count an update of this model, once also where several optimizers share it."""
+        if self._reference is None:
+            self._reference = next(
+                (slot for slot in self._slots.values() if id(slot.tensor) in owned), None
+            )
+        if self._reference is None or id(self._reference.tensor) not in owned:
+            return
+        self.steps += 1
+        if self.steps in self._wanted:
+            self.snapshots[self.steps] = self._read()

@@ -1,0 +1,132 @@
+"""What a framework must offer. Arrays that cross this line are numpy, canonical and owned."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ltcore.arrays import Array, Params
+from ltcore.masks import Masks
+from ltcore.parameters import Structure
+
+
+class MaskHandle(Protocol):
+    """A hold that a backend put on a model; it dies with the model."""
+
+    def update(self, masks: Masks) -> None:
+        """Hold other masks from now on, and zero what they prune at once."""
+        ...
+
+    def enforce(self) -> None:
+        """Zero every pruned weight now."""
+        ...
+
+    def release(self) -> None:
+        """Let go: nothing of the hold stays on model or optimizer; zeros stay in the weights."""
+        ...
+
+
+class Watch(Protocol):
+    """Eyes on one training run: it counts updates and takes snapshots on the way."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates of the model since the watch began."""
+        ...
+
+    @property
+    def snapshots(self) -> Mapping[int, Params]:
+        """``{step: params and buffers}`` for the steps asked for and reached."""
+        ...
+
+    @property
+    def first_input(self) -> Any:
+        """One example of the first input the model saw, or None."""
+        ...
+
+    def stop(self) -> None:
+        """Stop watching and leave nothing behind; what was seen stays readable."""
+        ...
+
+
+class Backend(Protocol):
+    """Drives one framework. Every method takes the user's own model and changes only what it says.
+
+    ``structure`` is always what `describe` returned for the same model.
+
+    Attributes:
+        name: the word for it, such as ``torch``.
+        version: the framework's version.
+        capabilities: optional abilities it has: ``"gradients"``.
+    """
+
+    name: str
+    capabilities: frozenset[str]
+
+    @property
+    def version(self) -> str:
+        """The framework's version."""
+        ...
+
+    def describe(self, model: Any, example: Any = None) -> Structure:
+        """Return the model's sites; with ``example`` (one input batch) also how data flows.
+
+        Raises:
+            ModelNotBuiltError: the model has no weights yet.
+        """
+        ...
+
+    def root(self, model: Any) -> Any:
+        """Return the object that owns the weights: the model without compile or DDP wrappers."""
+        ...
+
+    def read(
+        self, model: Any, structure: Structure, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
+        """Return owned copies in canonical layout: all parameters and buffers, or ``names``."""
+        ...
+
+    def write(self, model: Any, structure: Structure, params: Params) -> None:
+        """Write ``params`` in place, keeping dtype and device; other arrays stay."""
+        ...
+
+    def hold(self, model: Any, structure: Structure, masks: Masks) -> MaskHandle:
+        """Keep pruned weights at exactly 0.0 after every optimizer update, whoever makes it."""
+        ...
+
+    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> Watch:
+        """Count updates from now on and take a snapshot after each number in ``steps``."""
+        ...
+
+    def fresh_optimizer(self, model: Any, step: int) -> None:
+        """Make the next training start without optimizer state, its own count at ``step``."""
+        ...
+
+    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+        """Return params from every layer's own initializer; the model stays as it was.
+
+        Raises:
+            CapabilityError: a layer does not say how it is initialized; names it.
+        """
+        ...
+
+    def forward(
+        self, model: Any, structure: Structure, inputs: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """Return the outputs for canonical ``inputs``, in inference mode, in canonical axes."""
+        ...
+
+    def gradients(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return the gradient of every trained parameter, averaged over ``batches``.
+
+        Args:
+            model: in whatever mode (train or eval) the user put it.
+            structure: of the model.
+            batches: pairs ``(inputs, targets)`` as the framework takes them.
+            loss: ``loss(outputs, targets)`` in the framework's own tensors.
+        """
+        ...

@@ -1,0 +1,56 @@
+"""What ltcore itself offers, through its own door."""
+
+from collections.abc import Iterable
+
+from ltcore.hookspecs import BackendSpec, Spec, hookimpl
+
+
+@hookimpl
+def ltcore_register_backends() -> Iterable[BackendSpec]:
+    """Offer the numpy reference backend."""
+    return [
+        BackendSpec(
+            "numpy",
+            "ltcore.testing.reference:ReferenceBackend",
+            "slow and obvious; the conformance suite's reference",
+            roots=("ltcore",),
+        )
+    ]
+
+
+@hookimpl
+def ltcore_register_criteria() -> Iterable[Spec]:
+    """Offer the criteria that need weights only."""
+    return [
+        Spec("magnitude", "ltcore.criteria:magnitude", "|w| after training"),
+        Spec("random", "ltcore.criteria:random", "uniform scores: the random-mask control"),
+    ]
+
+
+@hookimpl
+def ltcore_register_rewind_policies() -> Iterable[Spec]:
+    """Offer the policies that take no options; a step is given as a number."""
+    return [
+        Spec("initialization", "ltcore.rewinding:ToStep.initialization", "back to step 0"),
+        Spec("trained", "ltcore.rewinding:KeepTrained", "keep trained weights (fine-tuning)"),
+        Spec("reinit", "ltcore.rewinding:RandomReinit", "draw anew: the reinit control"),
+    ]
+
+
+@hookimpl
+def ltcore_register_schedules() -> Iterable[Spec]:
+    """Offer the schedules."""
+    return [
+        Spec("constant", "ltcore.schedules:ConstantRate", "the same rate every round"),
+        Spec("to-sparsity", "ltcore.schedules:ToSparsity", "a sparsity in n equal steps"),
+        Spec("one-shot", "ltcore.schedules:OneShot", "a sparsity in one pruning"),
+    ]
+
+
+@hookimpl
+def ltcore_register_allocations() -> Iterable[Spec]:
+    """Offer the scopes."""
+    return [
+        Spec("global", "ltcore.allocation:by_global", "all parameters compete"),
+        Spec("layer", "ltcore.allocation:by_layer", "each parameter loses its own share"),
+    ]

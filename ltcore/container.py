@@ -1,0 +1,480 @@
+"""Tensors and a JSON manifest in one safetensors file that is trusted only after checks.
+
+A safetensors reader accepts duplicate names, hostile shapes and altered bytes, and a plain write
+leaves half a file when the disk fills. Here the manifest's hash is the file's id, the manifest
+holds each tensor's dtype, shape and hash, and a file appears whole or not at all.
+
+The single metadata key ``ltcore`` (with more, the library's bytes differ from save to save) is
+``ltcore-ticket/1 sha256:<hex>``, a newline and the manifest; the hash is of the manifest's text.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from ltcore.arrays import Array
+from ltcore.errors import TicketFileError
+
+FORMAT_VERSION = 1
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 65_536
+MAX_RANK = 8
+MAX_DIM = 1 << 40
+MAX_DEPTH = 32
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}(#[a-z]+)?")
+_VERSION = re.compile(r"ltcore-ticket/([1-9][0-9]{0,8})\b")
+_SEAL = re.compile(rf"ltcore-ticket/{FORMAT_VERSION} (sha256:[0-9a-f]{{64}})\n(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: safetensors dtype code, shape, first byte and end in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file whose header was read and checked; made by `open_container`.
+
+    Attributes:
+        path: the file.
+        id: ``sha256:<hex>`` of the manifest, which holds the hash of every tensor.
+        manifest: the manifest, with the entry ``tensors``.
+        entries: ``{name: Entry}``.
+    """
+
+    path: Path
+    id: str
+    manifest: dict[str, Any]
+    entries: dict[str, Entry]
+
+    def read(self, name: str) -> Array:
+        """Return one tensor, owned and writable, after its hash was checked.
+
+        Peak memory is that tensor; the header is held already, the rest is not read.
+
+        Raises:
+            TicketFileError: there is no such tensor, or its bytes are not what was written.
+        """
+        if name not in self.entries:
+            raise TicketFileError(
+                f"{self.path}: no tensor {name!r}; the file has {_some(self.entries)}"
+            )
+        entry = self.entries[name]
+        raw = np.empty(entry.stop - entry.start, np.uint8)
+        with _reading(self.path), open(self.path, "rb") as file:
+            file.seek(entry.start)
+            found = file.readinto(raw.data)
+        if found != raw.size or _sha256(raw) != self.manifest["tensors"][name]["sha256"]:
+            raise TicketFileError(
+                f"{self.path}: the bytes of tensor {name!r} do not have the hash in the "
+                "manifest: the file was altered or damaged"
+            )
+        if entry.dtype == "BOOL":
+            _check_bool(raw, f"{self.path}: tensor {name!r}")
+        return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def verify(self) -> None:
+        """Read and check every tensor, one at a time.
+
+        Raises:
+            TicketFileError: names the first tensor whose bytes are not what was written.
+        """
+        for name in self.entries:
+            self.read(name)
+
+
+def write(
+    path: str | os.PathLike[str], tensors: Mapping[str, Array], manifest: Mapping[str, Any]
+) -> str:
+    """Write ``tensors`` and ``manifest`` to ``path``, whole or not at all, and return the id.
+
+    The same input gives the same bytes. A file that stood at ``path`` stays until the new one is
+    complete, on disk and accepted by `open_container`. C-contiguous little-endian arrays are
+    written without a copy by safetensors 0.8 and later.
+
+    Args:
+        path: the file, made or replaced.
+        tensors: ``{name: array}``, of any memory order and byte order, dtypes as in `DTYPES`.
+        manifest: JSON data; ``tensors`` in it is ours, and replaced if there.
+
+    Raises:
+        TicketFileError: a name, dtype, shape or manifest cannot be stored, or the file cannot be
+            written; the old file is as it was.
+    """
+    arrays = _normalised(tensors)
+    ticket_id, text = _seal(arrays, manifest)
+    target = Path(os.path.realpath(path))  # a link keeps pointing at the file
+    temporary = target.with_name(f".ltcore-{secrets.token_hex(8)}.tmp")
+    try:
+        _save(temporary, arrays, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
+        _check_readable(temporary, ticket_id)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError, TicketFileError) as error:
+        reason = str(error).replace(str(temporary), target.name)
+        raise TicketFileError(f"cannot write {path}: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    # The file is in place and complete; not every file system can sync a folder.
+    with contextlib.suppress(OSError):
+        _sync_folder(target.parent)
+    return ticket_id
+
+
+def manifest_id(tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> str:
+    """Return the id, ``sha256:<hex>``, that `write` would give, without writing.
+
+    Raises:
+        TicketFileError: a name, dtype, shape or manifest cannot be stored.
+    """
+    return _seal(_normalised(tensors), manifest)[0]
+
+
+def open_container(path: str | os.PathLike[str]) -> Container:
+    """Return the checked header of the file at ``path``; no tensor is read.
+
+    Memory is bounded by the header, at most 16 MiB, and what Python makes of its JSON.
+
+    Raises:
+        TicketFileError: the file is missing, no ticket, of a newer format, or its header is not
+            exactly what `write` writes; says what was found and what was expected.
+    """
+    path = Path(path)
+    header, start, size = _read_header(path)
+    try:
+        entries = _parse_json(header, "header")
+        value = _pop_metadata(entries)
+        ticket_id, manifest = _open_seal(value)
+        parsed = _parse_entries(entries, start)
+        _check_layout(parsed, start, size)
+        _check_manifest(manifest, parsed)
+    except TicketFileError as error:
+        raise TicketFileError(f"{path}: {error}") from None
+    return Container(path, ticket_id, manifest, parsed)
+
+
+# Writing
+
+
+def _normalised(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays as their bytes will be: C order, little endian, checked."""
+    _check_count(len(tensors))
+    arrays = {}
+    for name, array in tensors.items():
+        dtype = array.dtype.newbyteorder("<")
+        _check_tensor(name, _CODES.get(dtype, str(dtype)), array.shape)
+        arrays[name] = np.asarray(array, dtype, order="C")  # unlike ascontiguousarray keeps 0-d
+        if dtype == np.bool_:
+            _check_bool(arrays[name].reshape(-1).view(np.uint8), f"tensor {name!r}")
+    return arrays
+
+
+def _seal(arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the id and the text of ``manifest`` with what it says of ``arrays``."""
+    tensors = {
+        name: {"dtype": _CODES[array.dtype], "shape": array.shape, "sha256": _sha256(array)}
+        for name, array in arrays.items()
+    }
+    try:
+        text = json.dumps(
+            {**manifest, "tensors": tensors},
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TicketFileError(f"the manifest is not JSON data: {error}") from error
+    _parse_json(text, "manifest")
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", text
+
+
+def _save(path: Path, arrays: Mapping[str, Array], value: str) -> None:
+    with open(path, "xb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+    save_file(dict(arrays), path, {"ltcore": value})
+    os.chmod(path, stat.S_IMODE(mode))  # safetensors 0.8 makes its files private to the user
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _check_readable(path: Path, ticket_id: str) -> None:
+    """Hold what was written to the reader's own checks, the limit of the header among them."""
+    found = open_container(path).id
+    if found != ticket_id:
+        raise TicketFileError(f"the file reads back with id {found}, not {ticket_id}")
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TicketFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_header(path: Path) -> tuple[str, int, int]:
+    """Return the header's text, where the data starts, and the size of the file."""
+    with _reading(path):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise TicketFileError(f"cannot read {path}: not a file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise TicketFileError(
+                    f"{path}: not a ticket, or a truncated one: in a file of {size} bytes the "
+                    f"header claims {length} bytes, where 2 to {MAX_HEADER} are allowed"
+                )
+            header = file.read(length)
+    if len(header) != length or header[:1] != b"{":
+        raise TicketFileError(f"{path}: not a ticket: the header starts with {header[:8]!r}")
+    if min(header) < 0x20 or max(header) > 0x7E:
+        raise TicketFileError(f"{path}: the header has bytes that are not printable ASCII")
+    return header.decode("ascii"), 8 + length, size
+
+
+def _pop_metadata(header: dict[str, Any]) -> str:
+    """Take ``__metadata__`` out of ``header`` and return our value in it."""
+    metadata = header.pop("__metadata__", {})
+    value = metadata.get("ltcore") if isinstance(metadata, dict) else None
+    if not isinstance(value, str):
+        raise TicketFileError(
+            "a safetensors file, but not an ltcore ticket: its metadata has no text 'ltcore'"
+        )
+    version = _VERSION.match(value)
+    if version and int(version[1]) > FORMAT_VERSION:
+        raise TicketFileError(
+            f"the ticket is of format {version[1]}, this ltcore reads up to {FORMAT_VERSION}; "
+            "upgrade ltcore: pip install -U ltcore"
+        )
+    if len(metadata) != 1:
+        raise TicketFileError(f"unknown metadata {_some(metadata.keys() - {'ltcore'})}")
+    return value
+
+
+def _open_seal(value: str) -> tuple[str, dict[str, Any]]:
+    """Return the id and the manifest in the metadata's ``value``."""
+    match = _SEAL.fullmatch(value)
+    if not match:
+        raise TicketFileError(
+            f"the metadata starts with {value[:40]!r}; expected "
+            f"'ltcore-ticket/{FORMAT_VERSION} sha256:<hex>' and a newline"
+        )
+    stated, text = match.groups()
+    if not text.isascii():
+        raise TicketFileError("the manifest has characters that are not ASCII")
+    found = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    if found != stated:
+        raise TicketFileError(f"the manifest has id {found}; the file states {stated}")
+    return found, _parse_json(text, "manifest")
+
+
+def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
+    _check_count(len(header))
+    entries = {}
+    for name, fields in header.items():
+        if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
+            raise TicketFileError(
+                f"tensor {name!r} has the fields {_some(fields)}; expected dtype, shape and "
+                "data_offsets"
+            )
+        shape, offsets = fields["shape"], fields["data_offsets"]
+        _check_tensor(name, fields["dtype"], shape)
+        if not _is_sizes(offsets) or len(offsets) != 2:
+            raise TicketFileError(f"tensor {name!r} has the offsets {_some(offsets)}")
+        begin, end = offsets
+        entries[name] = Entry(fields["dtype"], tuple(shape), start + begin, start + end)
+    return entries
+
+
+def _check_layout(entries: Mapping[str, Entry], start: int, size: int) -> None:
+    """Raise unless the tensors fill the file from ``start`` to ``size``, each in its place."""
+    position = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        expected = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        if entry.stop - entry.start != expected:
+            raise TicketFileError(
+                f"tensor {name!r} has {entry.stop - entry.start} bytes; {entry.dtype} of shape "
+                f"{entry.shape} takes {expected}"
+            )
+        if entry.start != position:
+            raise TicketFileError(
+                f"tensor {name!r} starts at byte {entry.start}; expected {position}, with "
+                "neither hole nor overlap"
+            )
+        position = entry.stop
+    if position != size:
+        raise TicketFileError(
+            f"the file has {size} bytes; its tensors end at {position}: truncated or longer"
+        )
+
+
+def _check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    """Raise unless the manifest tells of exactly the tensors in the header."""
+    tensors = manifest.get("tensors")
+    if not isinstance(tensors, dict) or tensors.keys() != entries.keys():
+        names = set(tensors) if isinstance(tensors, dict) else set()
+        raise TicketFileError(
+            "manifest and header differ in their tensors: only in the manifest "
+            f"{_some(names - entries.keys())}, only in the header {_some(entries.keys() - names)}"
+        )
+    for name, entry in entries.items():
+        told = tensors[name]
+        if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
+            raise TicketFileError(f"the manifest has no sha256 of tensor {name!r}")
+        if (told.get("dtype"), told.get("shape")) != (entry.dtype, list(entry.shape)):
+            raise TicketFileError(
+                f"tensor {name!r} is {entry.dtype} of shape {list(entry.shape)} in the header, "
+                f"{told.get('dtype')} of shape {_some(told.get('shape'))} in the manifest"
+            )
+
+
+# Both ways
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_TENSORS:
+        raise TicketFileError(f"{count} tensors; a file holds at most {MAX_TENSORS}")
+
+
+def _check_tensor(name: str, dtype: object, shape: object) -> None:
+    """Raise unless a tensor of this name, dtype code and shape may be in a file."""
+    if not _NAME.fullmatch(name):
+        raise TicketFileError(
+            f"tensor name {name[:80]!r} is not allowed: letters, digits and _ . / - up to 200, "
+            "then at most one '#suffix' of small letters"
+        )
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TicketFileError(
+            f"tensor {name!r} has dtype {_some(dtype)}; a file holds {', '.join(DTYPES)}"
+        )
+    if not _is_sizes(shape) or len(shape) > MAX_RANK:
+        raise TicketFileError(
+            f"tensor {name!r} has shape {_some(shape)}; a file holds up to {MAX_RANK} "
+            f"dimensions, each below {MAX_DIM}"
+        )
+    # numpy refuses the product even where another dimension is 0
+    if math.prod(max(size, 1) for size in shape) >= 1 << 60:
+        raise TicketFileError(f"tensor {name!r} has shape {_some(shape)}, too large to address")
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    """Whether ``value`` is a row of plain integers that a dimension or an offset may be."""
+    return isinstance(value, list | tuple) and all(
+        type(size) is int and 0 <= size < MAX_DIM for size in value
+    )
+
+
+def _check_bool(raw: Array, what: str) -> None:
+    if raw.size and raw.max() > 1:
+        raise TicketFileError(f"{what} is BOOL and has the byte {int(raw.max())}; expected 0 or 1")
+
+
+def _sha256(array: Array) -> str:
+    """Return the hash of the bytes of a C-contiguous array."""
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _some(value: Any) -> str:
+    """Return a short text for a value of unknown size, for a message."""
+    text = repr(sorted(value)[:20] if isinstance(value, set | dict) else value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _parse_json(text: str, what: str) -> dict[str, Any]:
+    """Return the object in ``text``; of what JSON and `json` allow, only the unambiguous.
+
+    Raises:
+        TicketFileError: no JSON object, a duplicate key, NaN or infinity, nested deeper than
+            `MAX_DEPTH`, or a string that is no Unicode text.
+    """
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            raise TicketFileError(
+                f"the {what} has the key {_some(counts.most_common(1)[0][0])} twice"
+            )
+        return found
+
+    def refuse_constant(constant: str) -> NoReturn:
+        raise TicketFileError(f"the {what} has the number {constant}, which is not finite")
+
+    def finite(literal: str) -> float:
+        number = float(literal)
+        return number if math.isfinite(number) else refuse_constant(literal[:20])
+
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=refuse_duplicates,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+        )
+    except RecursionError:
+        raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}") from None
+    except TicketFileError:
+        raise
+    except ValueError as error:
+        raise TicketFileError(f"the {what} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TicketFileError(f"the {what} is no JSON object")
+    _check_tree(value, what, MAX_DEPTH)
+    return value
+
+
+def _check_tree(value: Any, what: str, depth: int) -> None:
+    """Raise if ``value`` is nested too deep or a string in it has a lone surrogate."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise TicketFileError(f"the {what} has a string that is no Unicode text: {value!a:.80}")
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_tree(item, what, depth - 1)

@@ -1,0 +1,197 @@
+"""What a model is to ltcore: sites with roles, described once, in portable names.
+
+A *site* is one computation that bears parameters; its *roles* are its arrays ("weight", "bias",
+"running_mean"). ``"<site>.<role>"`` is a parameter's portable name. It depends on the model's
+structure only, never on counters of the process.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ltcore.arrays import Array
+from ltcore.errors import NothingPrunableError
+from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One array of a site.
+
+    Attributes:
+        name: the role's standard name, such as ``weight``, ``bias``, ``running_mean``.
+        native: what the framework calls it.
+        shape: its canonical shape.
+        dtype: the dtype it has in the model, such as ``float32`` or ``bfloat16``.
+        state: True for a buffer: it is rewound, never trained or pruned.
+        portable: False for what has no twin in other frameworks (``num_batches_tracked``).
+        aliases: native names of further places that share this array (tied weights).
+    """
+
+    name: str
+    native: str
+    shape: tuple[int, ...]
+    dtype: str
+    state: bool = False
+    portable: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One computation that bears parameters.
+
+    Attributes:
+        name: portable name, unique in the model.
+        kind: a key of `ltcore.layouts.KINDS`.
+        roles: its arrays.
+        attrs: what must agree for two sites to compute the same (stride, eps, ...).
+        preds: names of the nearest upstream sites; None where the graph is not known.
+        in_group: order of the input features, where a flatten mixed channels and space.
+        is_output: its result is (part of) the model's output.
+    """
+
+    name: str
+    kind: str
+    roles: tuple[Role, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    preds: tuple[str, ...] | None = None
+    in_group: AxisGroup | None = None
+    is_output: bool = False
+
+    def role(self, name: str) -> Role | None:
+        """Return the role called ``name``, or None."""
+        return next((role for role in self.roles if role.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An input or output of a model in canonical axes.
+
+    Attributes:
+        axes: one letter-like label an axis: ``("N", "C", "S0", "S1")``, ``("N", "F")``,
+            ``("N", "T")`` for token numbers.
+        shape: sizes in that order, the batch axis as 0.
+        dtype: ``float32`` for features, an integer dtype for tokens.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParamInfo:
+    """What a criterion or a pattern may know of a parameter besides its values."""
+
+    name: str
+    kind: str
+    role: str
+    shape: tuple[int, ...]
+    is_output: bool
+    prunable: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A model's sites in the order in which the model lists its layers.
+
+    Attributes:
+        sites: all of them; their order is the order of parameters everywhere.
+        inputs: the model's inputs, None where they are not known.
+        outputs: the model's outputs, None where they are not known.
+        untraced: why the graph is not known; empty where it is.
+    """
+
+    sites: tuple[Site, ...]
+    inputs: tuple[Interface, ...] | None = None
+    outputs: tuple[Interface, ...] | None = None
+    untraced: str = ""
+
+    def items(self) -> Iterator[tuple[str, Site, Role]]:
+        """Yield ``(parameter name, site, role)`` in order."""
+        for site in self.sites:
+            for role in site.roles:
+                yield f"{site.name}.{role.name}", site, role
+
+    @cached_property
+    def by_name(self) -> Mapping[str, tuple[Site, Role]]:
+        """``{parameter name: (site, role)}``."""
+        return {name: (site, role) for name, site, role in self.items()}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """``{parameter name: canonical shape}``."""
+        return {name: role.shape for name, _, role in self.items()}
+
+    @cached_property
+    def infos(self) -> tuple[ParamInfo, ...]:
+        """What patterns match against: every trained parameter, in order."""
+        outputs = {site.name for site in self.sites if site.is_output} or self._last_prunable()
+        return tuple(
+            ParamInfo(
+                name=name,
+                kind=site.kind,
+                role=role.name,
+                shape=role.shape,
+                is_output=site.name in outputs,
+                prunable=role.name in KINDS[site.kind].prunable,
+            )
+            for name, site, role in self.items()
+            if not role.state
+        )
+
+    def _last_prunable(self) -> set[str]:
+        """Without a graph, the last layer with a kernel counts as the output."""
+        return {
+            site.name for site in self.sites if KINDS[site.kind].prunable and site.roles[:1]
+        } and {[site.name for site in self.sites if KINDS[site.kind].prunable][-1]}
+
+    def why_not_portable(self) -> str:
+        """Return what keeps a ticket of this model in its own framework, or an empty string."""
+        if self.untraced:
+            return self.untraced
+        for site in self.sites:
+            if not KINDS[site.kind].portable:
+                return f"site {site.name!r} is of a kind that has no portable layout"
+            if site.in_group == UNKNOWN_GROUP:
+                return f"the order of the features that enter {site.name!r} could not be proven"
+        return ""
+
+
+def prunable_infos(infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
+    """Return the parameters that masks touch by default.
+
+    Raises:
+        NothingPrunableError: there is none.
+    """
+    chosen = tuple(info for info in infos if info.prunable)
+    if not chosen:
+        names = [info.name for info in infos]
+        raise NothingPrunableError(
+            f"the model has nothing to prune: none of its parameters {names} is a kernel of a "
+            "dense or convolutional layer; name what to prune with prunable=[...]"
+        )
+    return chosen
+
+
+def regrouped(
+    arrays: Mapping[str, Array], structure: Structure, *, to_canonical: bool = True
+) -> dict[str, Array]:
+    """Return ``arrays`` with flattened feature axes permuted between native and canonical order.
+
+    A dense kernel has them along its inputs, a norm behind a flatten along its only axis.
+    """
+    result = dict(arrays)
+    for site in structure.sites:
+        if site.in_group is None:
+            continue
+        for role in site.roles:
+            name = f"{site.name}.{role.name}"
+            axis = KINDS[site.kind].in_axis if role.name == "weight" else None
+            if site.kind in ("batchnorm", "layernorm") and len(role.shape) == 1:
+                axis = 0
+            if name in result and axis is not None:
+                result[name] = reorder(result[name], axis, site.in_group, to_canonical=to_canonical)
+    return result

@@ -1,0 +1,90 @@
+"""What each round aims for: one shot, the same rate every round, or a sparsity in n rounds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ltcore.allocation import Amounts, Goal, Rate, Sparsity
+from ltcore.counts import fraction
+from ltcore.errors import InvalidValueError
+
+
+class Schedule(Protocol):
+    """A number of prunings and a goal for each."""
+
+    @property
+    def rounds(self) -> int:
+        """How many prunings there are; round 0 is the dense network before them."""
+        ...
+
+    def goal(self, round_index: int) -> Goal:
+        """Return what the pruning before round ``round_index`` (1 .. rounds) aims for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantRate:
+    """Remove the same share of the remaining weights every round.
+
+    Frankle and Carbin 2019, section 2: 20 % a round, 10 % at the output layer.
+    """
+
+    rate: Amounts
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+        _check(self.rate, "rate")
+
+    def goal(self, round_index: int) -> Goal:
+        """Return the rate, whatever the round."""
+        return Rate(self.rate)
+
+
+@dataclass(frozen=True, slots=True)
+class ToSparsity:
+    """Reach ``sparsity`` in ``rounds`` equal steps; each keeps ``(1 - sparsity) ** (1 / rounds)``.
+
+    The last round's count is exact, whatever rounding the earlier ones did.
+    """
+
+    sparsity: Amounts
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+        _check(self.sparsity, "sparsity")
+
+    def goal(self, round_index: int) -> Goal:
+        """Return the sparsity due after ``round_index`` prunings."""
+        if round_index == self.rounds:
+            return Sparsity(self.sparsity)
+        share = round_index / self.rounds
+        if isinstance(self.sparsity, Mapping):
+            return Sparsity({p: 1 - (1 - s) ** share for p, s in self.sparsity.items()})
+        return Sparsity(1 - (1 - self.sparsity) ** share)
+
+
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """Reach ``sparsity`` in one pruning."""
+
+    sparsity: Amounts
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.sparsity, "sparsity")
+
+    def goal(self, round_index: int) -> Goal:
+        """Return the sparsity."""
+        return Sparsity(self.sparsity)
+
+
+def _check_rounds(rounds: int) -> None:
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise InvalidValueError(f"rounds is {rounds!r}; expected a number of prunings, 1 or more")
+
+
+def _check(amounts: Amounts, argument: str) -> None:
+    for value in amounts.values() if isinstance(amounts, Mapping) else (amounts,):
+        fraction(value, argument)

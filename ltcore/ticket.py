@@ -1,0 +1,167 @@
+"""The ticket: masks, rewind params and provenance as one value that people save, load and apply."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from ltcore import exchange, ticketfile
+from ltcore._version import __version__
+from ltcore.arrays import Params
+from ltcore.backend import Backend
+from ltcore.errors import HoldError
+from ltcore.exchange import Weights
+from ltcore.held import Existing, Hold, held_by, hold_model
+from ltcore.masks import Masks
+from ltcore.parameters import Structure
+from ltcore.plugins import backend_named, detect, registry
+from ltcore.ticketfile import TicketRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket(TicketRecord):
+    """A sparse subnetwork with the weights it starts from and the story of how it was found.
+
+    See `TicketRecord` for the fields.
+    """
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Ticket":
+        """Read a ticket; nothing in the file is trusted before it is checked.
+
+        Raises:
+            TicketFileError: says what was found, what was expected, and where.
+        """
+        return cls._of(ticketfile.read(path))
+
+    @classmethod
+    def from_model(
+        cls, model: Any, *, example: Any = None, backend: str | Backend | None = None
+    ) -> "Ticket":
+        """Return a ticket of a held model as it is now: its masks and present weights.
+
+        Args:
+            model: held by `prune`, `hold` or a search.
+            example: one input batch; makes the ticket portable to the other framework.
+            backend: a backend or its name, where it shall not be found from the model.
+
+        Raises:
+            HoldError: the model is not held.
+        """
+        driver = resolve_backend(model, backend)
+        hold = _require_hold(driver, model)
+        structure = driver.describe(model, example)
+        params = driver.read(model, structure)
+        provenance = {**origin(driver), "rewind": {"kind": "present", "step": 0}}
+        return make_ticket(driver, model, structure, hold.masks_for(structure), params, provenance)
+
+    @cached_property
+    def id(self) -> str:
+        """``sha256:...`` of the manifest, which holds the hash of every tensor."""
+        return ticketfile.record_id(self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the ticket; the file is there whole or not at all, and an old one stays till then.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite; names the parameter.
+            TicketFileError: the file cannot be written.
+        """
+        ticketfile.write(path, self)
+
+    def apply(
+        self,
+        model: Any,
+        *,
+        example: Any = None,
+        mapping: Mapping[str, str] | None = None,
+        weights: Weights = "ticket",
+        existing: Existing = "error",
+        seed: int = 0,
+        backend: str | Backend | None = None,
+    ) -> Hold:
+        """Write the ticket into ``model``, of this framework or another, and hold its masks.
+
+        Args:
+            model: an equivalent model, built.
+            example: one input batch, where the order of layers is not known from the model.
+            mapping: ``{site of the ticket: site of the model}``, where the graph leaves a choice.
+            weights: ``"ticket"``; ``"keep"`` the model's own; ``"reinit"`` draws fresh ones.
+            existing: what to do with a hold that is there.
+            seed: for ``weights="reinit"``.
+            backend: a backend or its name, where it shall not be found from the model.
+
+        Raises:
+            MatchError: the ticket does not fit; the model is as it was.
+            HoldError: the model is held and ``existing`` is ``"error"``.
+        """
+        driver = resolve_backend(model, backend)
+        if existing == "error" and (hold := held_by(driver, model)):
+            return hold_model(model, driver, hold.structure, hold.masks, existing)
+        structure, masks = exchange.place(
+            self, driver, model, example=example, mapping=mapping, weights=weights, seed=seed
+        )
+        return hold_model(model, driver, structure, masks, existing)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ticket) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Ticket(kept={self.masks.kept}, total={self.masks.total}, {self._story()})"
+
+    def _story(self) -> str:
+        told = {key: self.provenance.get(key) for key in ("framework", "criterion", "round")}
+        return ", ".join(f"{key}={value}" for key, value in told.items() if value is not None)
+
+    @classmethod
+    def _of(cls, record: TicketRecord) -> "Ticket":
+        return cls(**{field.name: getattr(record, field.name) for field in fields(TicketRecord)})
+
+
+def resolve_backend(model: Any, backend: str | Backend | None) -> Backend:
+    """Return the backend that was asked for, else the one that drives ``model``."""
+    if backend is None:
+        return detect(model)
+    return backend_named(backend) if isinstance(backend, str) else backend
+
+
+def origin(backend: Backend) -> dict[str, Any]:
+    """Return which framework and versions made something."""
+    versions = {"ltcore": __version__, backend.name: backend.version, "numpy": np.__version__}
+    return {"framework": backend.name, "versions": versions}
+
+
+def make_ticket(
+    backend: Backend,
+    model: Any,
+    structure: Structure,
+    masks: Masks,
+    params: Params,
+    provenance: Mapping[str, Any],
+) -> Ticket:
+    """Return a ticket with its probe and what plugins add to its provenance."""
+    weights = masks.apply(params)
+    probe = exchange.record_probe(backend, model, structure, weights)
+    ticket = Ticket(structure, masks, params, provenance, probe)
+    manager = registry().manager
+    extra = {}
+    for impl in manager.hook.ltcore_ticket_metadata.get_hookimpls():
+        added: Any = impl.function(ticket=ticket)
+        if added:
+            extra[impl.plugin_name] = dict(added)
+    if not extra:
+        return ticket
+    return Ticket(structure, masks, params, {**provenance, "plugins": extra}, probe)
+
+
+def _require_hold(backend: Backend, model: Any) -> Hold:
+    hold = held_by(backend, model)
+    if hold is None:
+        raise HoldError("the model is not held; prune or hold it first")
+    return hold
