@@ -17,11 +17,10 @@ import re
 import secrets
 import stat
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from safetensors import SafetensorError
@@ -29,13 +28,13 @@ from safetensors.numpy import save_file
 
 from ltcore.arrays import Array
 from ltcore.errors import TicketFileError
+from ltcore.strictjson import parse_object, shown
 
 FORMAT_VERSION = 1
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 65_536
 MAX_RANK = 8
 MAX_DIM = 1 << 40
-MAX_DEPTH = 32
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -88,7 +87,7 @@ class Container:
         """
         if name not in self.entries:
             raise TicketFileError(
-                f"{self.path}: no tensor {name!r}; the file has {_some(self.entries)}"
+                f"{self.path}: no tensor {name!r}; the file has {shown(self.entries)}"
             )
         entry = self.entries[name]
         raw = np.empty(entry.stop - entry.start, np.uint8)
@@ -173,7 +172,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     path = Path(path)
     header, start, size = _read_header(path)
     try:
-        entries = _parse_json(header, "header")
+        entries = parse_object(header, "header")
         value = _pop_metadata(entries)
         ticket_id, manifest = _open_seal(value)
         parsed = _parse_entries(entries, start)
@@ -215,7 +214,7 @@ def _seal(arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -> tuple[str
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise TicketFileError(f"the manifest is not JSON data: {error}") from error
-    _parse_json(text, "manifest")
+    parse_object(text, "manifest")
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", text
 
 
@@ -292,7 +291,7 @@ def _pop_metadata(header: dict[str, Any]) -> str:
             "upgrade ltcore: pip install -U ltcore"
         )
     if len(metadata) != 1:
-        raise TicketFileError(f"unknown metadata {_some(metadata.keys() - {'ltcore'})}")
+        raise TicketFileError(f"unknown metadata {shown(metadata.keys() - {'ltcore'})}")
     return value
 
 
@@ -310,7 +309,7 @@ def _open_seal(value: str) -> tuple[str, dict[str, Any]]:
     found = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     if found != stated:
         raise TicketFileError(f"the manifest has id {found}; the file states {stated}")
-    return found, _parse_json(text, "manifest")
+    return found, parse_object(text, "manifest")
 
 
 def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
@@ -319,13 +318,13 @@ def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
     for name, fields in header.items():
         if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
             raise TicketFileError(
-                f"tensor {name!r} has the fields {_some(fields)}; expected dtype, shape and "
+                f"tensor {name!r} has the fields {shown(fields)}; expected dtype, shape and "
                 "data_offsets"
             )
         shape, offsets = fields["shape"], fields["data_offsets"]
         _check_tensor(name, fields["dtype"], shape)
         if not _is_sizes(offsets) or len(offsets) != 2:
-            raise TicketFileError(f"tensor {name!r} has the offsets {_some(offsets)}")
+            raise TicketFileError(f"tensor {name!r} has the offsets {shown(offsets)}")
         begin, end = offsets
         entries[name] = Entry(fields["dtype"], tuple(shape), start + begin, start + end)
     return entries
@@ -360,7 +359,7 @@ def _check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -
         names = set(tensors) if isinstance(tensors, dict) else set()
         raise TicketFileError(
             "manifest and header differ in their tensors: only in the manifest "
-            f"{_some(names - entries.keys())}, only in the header {_some(entries.keys() - names)}"
+            f"{shown(names - entries.keys())}, only in the header {shown(entries.keys() - names)}"
         )
     for name, entry in entries.items():
         told = tensors[name]
@@ -369,7 +368,7 @@ def _check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -
         if (told.get("dtype"), told.get("shape")) != (entry.dtype, list(entry.shape)):
             raise TicketFileError(
                 f"tensor {name!r} is {entry.dtype} of shape {list(entry.shape)} in the header, "
-                f"{told.get('dtype')} of shape {_some(told.get('shape'))} in the manifest"
+                f"{told.get('dtype')} of shape {shown(told.get('shape'))} in the manifest"
             )
 
 
@@ -390,16 +389,16 @@ def _check_tensor(name: str, dtype: object, shape: object) -> None:
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise TicketFileError(
-            f"tensor {name!r} has dtype {_some(dtype)}; a file holds {', '.join(DTYPES)}"
+            f"tensor {name!r} has dtype {shown(dtype)}; a file holds {', '.join(DTYPES)}"
         )
     if not _is_sizes(shape) or len(shape) > MAX_RANK:
         raise TicketFileError(
-            f"tensor {name!r} has shape {_some(shape)}; a file holds up to {MAX_RANK} "
+            f"tensor {name!r} has shape {shown(shape)}; a file holds up to {MAX_RANK} "
             f"dimensions, each below {MAX_DIM}"
         )
     # numpy refuses the product even where another dimension is 0
     if math.prod(max(size, 1) for size in shape) >= 1 << 60:
-        raise TicketFileError(f"tensor {name!r} has shape {_some(shape)}, too large to address")
+        raise TicketFileError(f"tensor {name!r} has shape {shown(shape)}, too large to address")
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
@@ -417,64 +416,3 @@ def _check_bool(raw: Array, what: str) -> None:
 def _sha256(array: Array) -> str:
     """Return the hash of the bytes of a C-contiguous array."""
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _some(value: Any) -> str:
-    """Return a short text for a value of unknown size, for a message."""
-    text = repr(sorted(value)[:20] if isinstance(value, set | dict) else value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _parse_json(text: str, what: str) -> dict[str, Any]:
-    """Return the object in ``text``; of what JSON and `json` allow, only the unambiguous.
-
-    Raises:
-        TicketFileError: no JSON object, a duplicate key, NaN or infinity, nested deeper than
-            `MAX_DEPTH`, or a string that is no Unicode text.
-    """
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            raise TicketFileError(
-                f"the {what} has the key {_some(counts.most_common(1)[0][0])} twice"
-            )
-        return found
-
-    def refuse_constant(constant: str) -> NoReturn:
-        raise TicketFileError(f"the {what} has the number {constant}, which is not finite")
-
-    def finite(literal: str) -> float:
-        number = float(literal)
-        return number if math.isfinite(number) else refuse_constant(literal[:20])
-
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=refuse_duplicates,
-            parse_constant=refuse_constant,
-            parse_float=finite,
-        )
-    except RecursionError:
-        raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}") from None
-    except TicketFileError:
-        raise
-    except ValueError as error:
-        raise TicketFileError(f"the {what} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise TicketFileError(f"the {what} is no JSON object")
-    _check_tree(value, what, MAX_DEPTH)
-    return value
-
-
-def _check_tree(value: Any, what: str, depth: int) -> None:
-    """Raise if ``value`` is nested too deep or a string in it has a lone surrogate."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise TicketFileError(f"the {what} has a string that is no Unicode text: {value!a:.80}")
-    elif isinstance(value, dict | list):
-        if not depth:
-            raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            _check_tree(item, what, depth - 1)

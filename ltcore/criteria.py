@@ -128,11 +128,12 @@ class FunctionCriterion:
 
 
 def _magnitude(param: Param) -> Array:
-    return np.absolute(np.asarray(param.weight))
+    scores: Array = np.absolute(param.weight)
+    return scores
 
 
 def _random(param: Param) -> Array:
-    return param.rng.random(param.weight.shape)
+    return np.asarray(param.rng.random(param.weight.shape))
 
 
 magnitude = FunctionCriterion("magnitude", _magnitude, elementwise=True)

@@ -1,6 +1,8 @@
 """The search for a ticket: train, score, mask, rewind, again. The loop owns only the order."""
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -216,7 +218,14 @@ def next_masks(
             "use find_ticket or iter_rounds"
         )
     scores = score(criterion, wanted, masks, infos, rng)
-    return select(scores, masks, allocation(goal, masks, infos))
+    chosen = select(scores, masks, allocation(goal, masks, infos))
+    if chosen.emptied:
+        warnings.warn(
+            f"no weight survives in {list(chosen.emptied)}: no signal passes there; prune less, "
+            "or give these parameters a lower share",
+            stacklevel=3,
+        )
+    return chosen
 
 
 def _rewind(
@@ -257,7 +266,8 @@ def _finish(
         "seed": plan.seed,
         "parent": parent,
         "steps": steps,
-        "metrics": dict(metrics),
+        # JSON has no NaN; a diverged run must still have a ticket.
+        "metrics": {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()},
     }
     if index:
         goal = plan.schedule.goal(index)

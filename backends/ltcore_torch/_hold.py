@@ -8,7 +8,7 @@ the module but a forward hook, which checks for weights that were loaded or repl
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class HeldTensor:
         self._module = weakref.ref(slot.module)
         self._attribute = slot.attribute
         self._hook: RemovableHandle | None = None
-        self._param: weakref.ref[torch.Tensor] = weakref.ref(slot.tensor)
+        self._seen: weakref.ref[torch.Tensor] = weakref.ref(slot.tensor)
         self._version = -1
         self._grad: weakref.ref[torch.Tensor] | None = None
         self._grad_version = -1
@@ -40,46 +40,40 @@ class HeldTensor:
 
     def set_mask(self, mask: Array) -> None:
         """Take another mask: a bool array of the parameter's shape."""
-        param = self.param
-        kept = torch.from_numpy(mask.copy()).to(param.device)
-        self._bits = -kept.to(_INTEGERS[param.element_size()])
+        self._bits = -torch.from_numpy(mask.copy()).to(torch.int8)
 
     @property
-    def param(self) -> torch.Tensor:
-        """The parameter that is in the module now."""
+    def param(self) -> torch.Tensor | None:
+        """The parameter that is in the module now; None once the module is gone."""
         module = self._module()
-        assert module is not None  # a hold dies before its model
-        return Slot(module, self._attribute).tensor
+        return None if module is None else Slot(module, self._attribute).tensor
 
-    def enforce(self) -> None:
-        """Zero pruned weights, wherever the parameter is by now."""
-        param = self.param
+    def enforce(self, param: torch.Tensor) -> None:
+        """Zero pruned weights."""
         self._watch_gradient(param)
         self._zero(param)
         self._version = param._version
 
-    def enforce_if_touched(self) -> None:
+    def enforce_if_touched(self, param: torch.Tensor) -> None:
         """Zero pruned weights if anyone wrote to or replaced the parameter since."""
-        param = self.param
-        if param is not self._param() or param._version != self._version:
-            self.enforce()
+        if param is not self._seen() or param._version != self._version:
+            self.enforce(param)
 
-    def mask_gradient(self) -> None:
+    def mask_gradient(self, param: torch.Tensor) -> None:
         """Zero the gradient of pruned weights, unless nobody touched it since the last time."""
-        grad = self.param.grad
+        grad = param.grad
         if grad is None or grad.layout is not torch.strided:
             return  # a sparse gradient is left; the weight mask holds on its own
         if self._grad and grad is self._grad() and grad._version == self._grad_version:
             return
         if grad.requires_grad:  # the user differentiates through it: no writing in place
-            self.param.grad = grad = torch.where(self._bits != 0, grad, 0)
+            param.grad = grad = torch.where(self._bits != 0, grad, 0)
         else:
             self._zero(grad)
         self._grad, self._grad_version = weakref.ref(grad), grad._version
 
-    def clear_slots(self, optimizer: Optimizer) -> None:
+    def clear_slots(self, param: torch.Tensor, optimizer: Optimizer) -> None:
         """Zero momentum and the like of pruned weights."""
-        param = self.param
         for value in optimizer.state.get(param, {}).values():
             if isinstance(value, torch.Tensor) and value.shape == param.shape:
                 kept = (self._bits != 0).to(value.device)
@@ -92,9 +86,9 @@ class HeldTensor:
             self._hook = None
 
     def _watch_gradient(self, param: torch.Tensor) -> None:
-        if param is not self._param():
+        if param is not self._seen():
             self.release()
-            self._param = weakref.ref(param)
+            self._seen = weakref.ref(param)
         if self._hook is None and param.requires_grad:
             hook = _MaskGradient(self)
             self._hook = param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -112,10 +106,10 @@ class _MaskGradient:
     def __init__(self, held: HeldTensor) -> None:
         self._held = weakref.ref(held)
 
-    def __call__(self, _param: torch.Tensor) -> None:
+    def __call__(self, param: torch.Tensor) -> None:
         held = self._held()
         if held is not None:
-            held.mask_gradient()
+            held.mask_gradient(param)
 
 
 class _ForwardCheck:
@@ -165,13 +159,13 @@ class TorchHold:
 
     def enforce(self) -> None:
         """Zero every pruned weight now."""
-        for tensor in self._tensors.values():
-            tensor.enforce()
+        for tensor, param in self._live():
+            tensor.enforce(param)
 
     def enforce_if_touched(self) -> None:
         """Zero pruned weights of parameters that someone wrote to."""
-        for tensor in self._tensors.values():
-            tensor.enforce_if_touched()
+        for tensor, param in self._live():
+            tensor.enforce_if_touched(param)
 
     def release(self) -> None:
         """Remove every hook."""
@@ -182,15 +176,21 @@ class TorchHold:
 
     def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
         """Mask gradients that were made or changed behind the gradient hook."""
-        for tensor in self._tensors.values():
-            if id(tensor.param) in owned:
-                tensor.mask_gradient()
-                if optimizer not in self._cleared:
-                    tensor.clear_slots(optimizer)
+        known = optimizer in self._cleared
+        for tensor, param in self._live(owned):
+            tensor.mask_gradient(param)
+            if not known:
+                tensor.clear_slots(param, optimizer)
         self._cleared.add(optimizer)
 
     def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
         """Mask the weights that the optimizer owns."""
+        for tensor, param in self._live(owned):
+            tensor.enforce(param)
+
+    def _live(self, owned: set[int] | None = None) -> Iterator[tuple[HeldTensor, torch.Tensor]]:
+        """Yield what still exists (and is ``owned``): a handle may outlive its model."""
         for tensor in self._tensors.values():
-            if id(tensor.param) in owned:
-                tensor.enforce()
+            param = tensor.param
+            if param is not None and (owned is None or id(param) in owned):
+                yield tensor, param

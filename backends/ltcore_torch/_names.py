@@ -48,7 +48,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.Module):
             model = inner
         elif isinstance(model, _wrappers()):
-            model = model.module
+            model = model.get_submodule("module")
         else:
             return model
 
