@@ -67,9 +67,7 @@ class TorchBackend:
 
     def watch(self, model: nn.Module, structure: Structure, steps: Sequence[int]) -> TorchWatch:
         """Count updates and take snapshots."""
-        slots = _slots(model)
-        trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        return TorchWatch(model, trained, lambda: self.read(model, structure), steps)
+        return TorchWatch(model, lambda root: self.read(root, structure), steps)
 
     def fresh_optimizer(self, model: nn.Module, step: int) -> None:
         """Empty optimizers of earlier trainings; torch's schedules are the user's own objects."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ltcore.arrays import Array
-from ltcore_torch._names import Slot
+from ltcore_torch._names import unwrap
 from ltcore_torch._steps import listen, unlisten
 
 
@@ -35,22 +35,21 @@ class _FirstInput:
 
 
 class TorchWatch:
-    """The `ltcore.backend.Watch` of a torch module."""
+    """The `ltcore.backend.Watch` of a torch module; it does not keep the module alive."""
 
     def __init__(
         self,
         model: nn.Module,
-        slots: dict[str, Slot],
-        read: Callable[[], dict[str, Array]],
+        read: Callable[[nn.Module], dict[str, Array]],
         steps: Sequence[int],
     ) -> None:
         self.steps = 0
         self.snapshots: dict[int, dict[str, Array]] = {}
         self.first_input: tuple[torch.Tensor, ...] | None = None
-        self._slots = slots
+        self._root = weakref.ref(unwrap(model))
         self._read = read
         self._wanted = frozenset(steps)
-        self._reference: Slot | None = None
+        self._reference: str | None = None
         self._forward = model.register_forward_pre_hook(_FirstInput(self))
         listen(self)
 
@@ -64,12 +63,16 @@ class TorchWatch:
 
     def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
         """Count an update of this model, once also where several optimizers share it."""
-        if self._reference is None:
-            self._reference = next(
-                (slot for slot in self._slots.values() if id(slot.tensor) in owned), None
-            )
-        if self._reference is None or id(self._reference.tensor) not in owned:
+        root = self._root()
+        if root is None or not self._is_ours(root, owned):
             return
         self.steps += 1
         if self.steps in self._wanted:
-            self.snapshots[self.steps] = self._read()
+            self.snapshots[self.steps] = self._read(root)
+
+    def _is_ours(self, root: nn.Module, owned: set[int]) -> bool:
+        """Whether the parameter that was updated first is among ``owned``."""
+        if self._reference is None:
+            found = (name for name, param in root.named_parameters() if id(param) in owned)
+            self._reference = next(found, None)
+        return self._reference is not None and id(root.get_parameter(self._reference)) in owned

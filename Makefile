@@ -1,0 +1,47 @@
+# Everything a person or CI does with this repository. `make help` lists it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# constraints.txt pins what is tested (PyTorch as the CPU build); pyproject.toml keeps wide ranges.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## find a ticket in PyTorch on real digits and carry it to Keras (about a minute)
+	$(BIN)/ltcore demo
+
+test: demo check  ## the demo, lint, types, import rules, and the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(STAMP)  ## format, and fix what lint can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## speed and memory beside peers and limits (about ten minutes)
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/ticket_size.py
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/holding.py
+
+wheel: $(STAMP)  ## build the wheel and the sdist into dist/
+	$(BIN)/python -m build
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) dist build demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

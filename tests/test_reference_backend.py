@@ -1,0 +1,391 @@
+"""The reference backend keeps every promise, and the suite notices when one is broken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ltcore.arrays import own
+from ltcore.errors import ModelError, ModelNotBuiltError
+from ltcore.testing import (
+    CASES,
+    BackendConformance,
+    Conv,
+    Linear,
+    NumpyModel,
+    ReferenceBackend,
+    Relu,
+    Sgd,
+    canonical_inputs,
+    check_backend,
+    differentiate,
+    fit,
+    mean_squared_error,
+)
+from ltcore.testing.reference_hold import NumpyHold, NumpyWatch
+
+
+class NumpyHooks(BackendConformance):
+    optimizers = ("sgd", "clipped")
+
+    def backend(self):
+        return ReferenceBackend()
+
+    def build(self, case, seed=0):
+        return NumpyModel(CASES[case].layers(), seed)
+
+    def trainer(self, model, case, optimizer="sgd"):
+        made = {
+            "sgd": lambda: Sgd(model, lr=0.1, momentum=0.9, weight_decay=0.01),
+            "clipped": lambda: Sgd(model, lr=0.1, clip_norm=0.1),
+        }[optimizer]()
+        x, y = self.example(case), self.targets(case)
+        return lambda updates: fit(model, made, x, y, updates)
+
+    def loss(self):
+        return mean_squared_error
+
+
+class TestReferenceBackend(NumpyHooks):
+    pass
+
+
+# The suite itself: each of these backends breaks one promise.
+
+
+class AliasingRead(ReferenceBackend):
+    def read(self, model, structure, names=None):
+        live = model.arrays()
+        return {name: live[name] for name in (structure.by_name if names is None else names)}
+
+
+class AliasingWrite(ReferenceBackend):
+    def write(self, model, structure, params):
+        layers = dict(model.named_layers())
+        for name, array in params.items():
+            site, role = structure.by_name[name]
+            setattr(layers[site.name], role.name, array)
+
+
+class HoldThatMasksGradientsOnly(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        for optimizer in list(model.optimizers):  # which would clear their momentum
+            model.optimizers.discard(optimizer)
+        made = NumpyHold(model, structure, masks)
+        model.after_update.remove(made.enforce)
+        return made
+
+
+class HoldThatMasksWeightsOnly(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        made = NumpyHold(model, structure, masks)
+        model.before_update.remove(made._mask_gradients)
+        return made
+
+
+class HoldThatMultiplies(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        class Multiplying(NumpyHold):
+            def enforce(self):
+                live = self._model().arrays() if self._model() else {}
+                for name, weight in live.items():
+                    if name in self._pruned:
+                        weight *= ~self._pruned[name]
+
+        return Multiplying(model, structure, masks)
+
+
+class HoldThatWaits(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        live = {name: own(array) for name, array in model.arrays().items()}
+        made = NumpyHold(model, structure, masks)
+        for name, array in model.arrays().items():
+            array[...] = live[name]
+        return made
+
+
+class HoldThatFreezes(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        made = super().hold(model, structure, masks)
+        frozen = {name: own(array) for name, array in model.arrays().items()}
+
+        def restore():
+            for name, array in model.arrays().items():
+                array[...] = frozen[name]
+
+        model.after_update.append(restore)
+        return made
+
+
+class HoldThatStays(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        class Sticky(NumpyHold):
+            def release(self):
+                pass
+
+        return Sticky(model, structure, masks)
+
+
+class HoldThatIgnoresUpdates(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        class Deaf(NumpyHold):
+            made = False
+
+            def update(self, masks):
+                if not self.made:
+                    super().update(masks)
+                self.made = True
+
+        return Deaf(model, structure, masks)
+
+
+class HoldThatKeepsItsModel(ReferenceBackend):
+    def hold(self, model, structure, masks):
+        made = NumpyHold(model, structure, masks)
+        made.model = model
+        return made
+
+
+class HoldThatTravels(ReferenceBackend):
+    held = []
+
+    def hold(self, model, structure, masks):
+        made = NumpyHold(model, structure, masks)
+        self.held.append(made)
+        for layer in model.layers:
+            layer.hold = made._pruned
+        return made
+
+    def describe(self, model, example=None):
+        structure = super().describe(model, example)
+        if not model.before_update and any(hasattr(layer, "hold") for layer in model.layers):
+            pruned = next(layer.hold for layer in model.layers if hasattr(layer, "hold"))
+
+            def enforce():
+                for name, gone in pruned.items():
+                    model.arrays()[name][gone] = 0.0
+
+            model.after_update.append(enforce)
+        return structure
+
+
+class WatchOffByOne(ReferenceBackend):
+    def watch(self, model, structure, steps):
+        class Late(NumpyWatch):
+            def _count(self):
+                self._wanted = frozenset(step + 1 for step in steps)
+                super()._count()
+                self.snapshots = {s - 1: p for s, p in self.snapshots.items()}
+
+        return Late(model, lambda live: self.read(live, structure), steps)
+
+
+class WatchThatCountsFromZeroTwice(ReferenceBackend):
+    def watch(self, model, structure, steps):
+        made = super().watch(model, structure, steps)
+        made.steps = 1
+        return made
+
+
+class WatchThatAliases(ReferenceBackend):
+    def watch(self, model, structure, steps):
+        return NumpyWatch(model, lambda live: dict(live.arrays()), steps)
+
+
+class WatchWithoutBuffers(ReferenceBackend):
+    def watch(self, model, structure, steps):
+        trained = [name for name, _, role in structure.items() if not role.state]
+        return NumpyWatch(model, lambda live: self.read(live, structure, trained), steps)
+
+
+class WatchThatNeverStops(ReferenceBackend):
+    def watch(self, model, structure, steps):
+        class Endless(NumpyWatch):
+            def stop(self):
+                pass
+
+        return Endless(model, lambda live: self.read(live, structure), steps)
+
+
+class WatchBeforeHold(HoldThatMasksWeightsOnly):
+    def hold(self, model, structure, masks):
+        made = super().hold(model, structure, masks)
+        model.after_update.append(model.after_update.pop(0))
+        return made
+
+
+class StaleOptimizer(ReferenceBackend):
+    def fresh_optimizer(self, model, step):
+        pass
+
+
+class UnseededRedraw(ReferenceBackend):
+    def redraw(self, model, structure, seed):
+        return super().redraw(model, structure, int(np.random.default_rng().integers(2**31)))
+
+
+class RedrawInPlace(ReferenceBackend):
+    def redraw(self, model, structure, seed):
+        model.initialize(seed)
+        return self.read(model, structure)
+
+
+class RedrawNormal(ReferenceBackend):
+    def redraw(self, model, structure, seed):
+        rng = np.random.default_rng(seed)
+        shapes = structure.shapes.items()
+        return {n: rng.standard_normal(s).astype(np.float32) * 9 for n, s in shapes}
+
+
+class CountedNames(ReferenceBackend):
+    count = 0
+
+    def describe(self, model, example=None):
+        structure = super().describe(model, example)
+        CountedNames.count += 1
+        sites = [replace(s, name=f"{s.name}_{self.count}", preds=()) for s in structure.sites]
+        return replace(structure, sites=tuple(sites))
+
+
+class TransposedForward(ReferenceBackend):
+    """Reads and writes square-ish kernels flipped in space: consistent, and wrong."""
+
+    @staticmethod
+    def flipped(arrays):
+        return {n: np.ascontiguousarray(a[:, :, ::-1]) if a.ndim > 2 else a
+                for n, a in arrays.items()}  # fmt: skip
+
+    def read(self, model, structure, names=None):
+        return self.flipped(super().read(model, structure, names))
+
+    def write(self, model, structure, params):
+        super().write(model, structure, self.flipped(params))
+
+
+class ForwardInTrainingMode(ReferenceBackend):
+    def forward(self, model, structure, inputs):
+        return (model(inputs[0]),)
+
+
+class SummedGradients(ReferenceBackend):
+    def gradients(self, model, structure, batches, loss):
+        batches = list(batches)
+        mean = super().gradients(model, structure, batches, loss)
+        return {name: array * len(batches) for name, array in mean.items()}
+
+
+class ForgottenFlatten(ReferenceBackend):
+    def describe(self, model, example=None):
+        structure = super().describe(model, example)
+        sites = tuple(replace(site, in_group=None) for site in structure.sites)
+        return replace(structure, sites=sites)
+
+
+BROKEN = [
+    (AliasingRead, "linear", "test_read_is_not_changed_by_training"),
+    (AliasingRead, "linear", "test_read_is_owned"),
+    (AliasingWrite, "linear", "test_write_copies"),
+    (HoldThatMasksGradientsOnly, "linear", "test_hold_with_an_optimizer_under_way"),
+    (HoldThatMasksWeightsOnly, "linear", "test_pruned_gradients_count_nowhere"),
+    (HoldThatMultiplies, "linear", "test_hold_zeroes_at_once"),
+    (HoldThatMultiplies, "linear", "test_enforce_zeroes_what_was_written"),
+    (HoldThatWaits, "linear", "test_hold_zeroes_at_once"),
+    (HoldThatFreezes, "linear", "test_hold_keeps_zeros_in_training"),
+    (HoldThatFreezes, "linear", "test_hold_that_keeps_everything_changes_no_training"),
+    (HoldThatStays, "linear", "test_release_frees_the_weights"),
+    (HoldThatStays, "linear", "test_hold_after_release"),
+    (HoldThatIgnoresUpdates, "linear", "test_update_holds_other_masks"),
+    (HoldThatKeepsItsModel, "linear", "test_hold_dies_with_the_model"),
+    (HoldThatTravels, "linear", "test_copy_of_a_held_model_is_free"),
+    (HoldThatTravels, "linear", "test_pickle_of_a_held_model_is_free"),
+    (WatchOffByOne, "linear", "test_watch_takes_snapshots"),
+    (WatchThatCountsFromZeroTwice, "linear", "test_watch_counts_updates"),
+    (WatchThatAliases, "linear", "test_watch_takes_snapshots"),
+    (WatchThatAliases, "linear", "test_watch_stops"),
+    (WatchWithoutBuffers, "batchnorm", "test_watch_takes_snapshots"),
+    (WatchThatNeverStops, "linear", "test_watch_stops"),
+    (WatchBeforeHold, "linear", "test_watch_sees_held_weights"),
+    (StaleOptimizer, "linear", "test_fresh_optimizer"),
+    (UnseededRedraw, "linear", "test_redraw_is_seeded"),
+    (RedrawInPlace, "linear", "test_redraw_is_seeded"),
+    (RedrawNormal, "linear", "test_redraw_is_the_layers_own"),
+    (CountedNames, "linear", "test_describe_is_stable"),
+    (TransposedForward, "conv2d", "test_forward_equals_the_reference"),
+    (TransposedForward, "conv_transpose", "test_forward_equals_the_reference"),
+    (ForwardInTrainingMode, "batchnorm", "test_forward_equals_the_reference"),
+    (ForwardInTrainingMode, "batchnorm", "test_forward_changes_nothing"),
+    (SummedGradients, "linear", "test_gradients_equal_the_reference"),
+    (ForgottenFlatten, "flatten", "test_describe_traces_the_graph"),
+]
+
+
+@pytest.mark.parametrize(
+    ("broken", "case", "test"), BROKEN, ids=[f"{b.__name__}-{t}" for b, _, t in BROKEN]
+)
+def test_suite_notices(broken, case, test):
+    class Suite(NumpyHooks):
+        def backend(self):
+            return broken()
+
+    failures = check_backend(Suite, only=lambda t, c: (t, c) == (test, case))
+    assert [(f.test, f.case) for f in failures] == [(test, case)]
+    assert "Error:" not in failures[0].message  # a promise, not an accident
+
+
+def test_suite_passes_without_pytest():
+    few = {"linear", "batchnorm", ""}
+    assert check_backend(NumpyHooks, only=lambda test, case: case in few) == []
+
+
+def test_suite_reports_errors_as_failures():
+    class Suite(NumpyHooks):
+        def build(self, case, seed=0):
+            raise OSError("no such model")
+
+    failures = check_backend(Suite, only=lambda test, case: case == "linear")
+    assert {f.message for f in failures} == {"OSError: no such model"}
+
+
+def test_unsupported_cases_are_left_out():
+    class Suite(NumpyHooks):
+        unsupported = frozenset(CASES) - {"linear"}
+
+        def build(self, case, seed=0):
+            assert case == "linear"
+            return super().build(case, seed)
+
+    assert check_backend(Suite, only=lambda test, case: test.startswith("test_describe")) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case_table_has_the_shapes_it_says(case):
+    model = NumpyModel(CASES[case].layers())
+    assert model(canonical_inputs(case)).shape == CASES[case].outputs
+    assert sum(a.size for a in model.arrays(trained_only=True).values()) < 300
+
+
+def test_unbuilt_model_is_refused():
+    with pytest.raises(ModelNotBuiltError, match="initialize"):
+        ReferenceBackend().describe(NumpyModel([Linear(3, 2)], seed=None))
+
+
+def test_example_of_a_wrong_shape_is_refused():
+    model = NumpyModel([Linear(3, 2), Relu()])
+    with pytest.raises(ModelError, match=r"inputs=3.*\(2, 5\)"):
+        ReferenceBackend().describe(model, np.zeros((2, 5), np.float32))
+
+
+def test_conv_by_hand():
+    conv = Conv(1, 1, (2,), stride=2, padding=1)
+    conv.weight, conv.bias = np.array([[[1.0, 10.0]]]), np.array([0.5])
+    # 0 1 | 2 3 | (4 0 is complete too: padded length 6)
+    found = conv(np.array([[[1.0, 2.0, 3.0, 4.0]]]))
+    assert found.tolist() == [[[10.5, 32.5, 4.5]]]
+
+
+def test_differences_equal_the_derivative():
+    model = NumpyModel([Linear(2, 1)])
+    x = np.array([[2.0, 3.0]])
+    gradients = differentiate(model, lambda twin: float(twin(x).sum()))
+    np.testing.assert_allclose(gradients["layers.0.weight"], [[2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(gradients["layers.0.bias"], [1], rtol=1e-6)
