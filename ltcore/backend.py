@@ -9,7 +9,10 @@ from ltcore.parameters import Structure
 
 
 class MaskHandle(Protocol):
-    """A hold that a backend put on a model; it dies with the model."""
+    """A hold that a backend put on a model.
+
+    It lasts while the caller keeps it and the model lives; it does not keep the model alive.
+    """
 
     def update(self, masks: Masks) -> None:
         """Hold other masks from now on, and zero what they prune at once."""
@@ -39,7 +42,7 @@ class Watch(Protocol):
 
     @property
     def first_input(self) -> Any:
-        """One example of the first input the model saw, or None."""
+        """One example of the first input the model saw, as `Backend.describe` takes it, or None."""
         ...
 
     def stop(self) -> None:
@@ -93,7 +96,7 @@ class Backend(Protocol):
         ...
 
     def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> Watch:
-        """Count updates from now on and take a snapshot after each number in ``steps``."""
+        """Count updates from now on and take a snapshot after each number (1 or more) in ``steps``."""
         ...
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
@@ -123,8 +126,10 @@ class Backend(Protocol):
     ) -> dict[str, Array]:
         """Return the gradient of every trained parameter, averaged over ``batches``.
 
+        Parameters and buffers are as before afterwards.
+
         Args:
-            model: in whatever mode (train or eval) the user put it.
+            model: in the mode (train or eval) the user put it, where the framework has modes.
             structure: of the model.
             batches: pairs ``(inputs, targets)`` as the framework takes them.
             loss: ``loss(outputs, targets)`` in the framework's own tensors.

@@ -144,9 +144,8 @@ class Structure:
 
     def _last_prunable(self) -> set[str]:
         """Without a graph, the last layer with a kernel counts as the output."""
-        return {
-            site.name for site in self.sites if KINDS[site.kind].prunable and site.roles[:1]
-        } and {[site.name for site in self.sites if KINDS[site.kind].prunable][-1]}
+        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
+        return set(kernels[-1:])
 
     def why_not_portable(self) -> str:
         """Return what keeps a ticket of this model in its own framework, or an empty string."""

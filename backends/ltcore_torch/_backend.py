@@ -10,7 +10,7 @@ from ltcore.arrays import Array, Params
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure, regrouped
-from ltcore_torch._hold import TorchHold
+from ltcore_torch._hold import TorchHold, suspended
 from ltcore_torch._layouts import as_inputs, to_numpy, write_into
 from ltcore_torch._names import Slot, sites_of, unwrap
 from ltcore_torch._trace import traced
@@ -82,7 +82,7 @@ class TorchBackend:
     ) -> tuple[Array, ...]:
         """Return the outputs for canonical ``inputs``."""
         root = unwrap(model)
-        with inference(root):
+        with inference(root), suspended():
             result = root(*as_inputs(list(inputs), _device(root)))
         leaves, _ = torch.utils._pytree.tree_flatten(result)
         return tuple(to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))

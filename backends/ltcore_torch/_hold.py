@@ -9,6 +9,8 @@ the module but a forward hook, which checks for weights that were loaded or repl
 
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,7 +24,19 @@ from ltcore.parameters import Structure, regrouped
 from ltcore_torch._names import Slot
 from ltcore_torch._steps import listen, unlisten
 
+_suspended: ContextVar[bool] = ContextVar("suspended", default=False)
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Let forwards inside see the weights as they are: a probe writes made-up ones."""
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
 
 
 class HeldTensor:
@@ -123,7 +137,7 @@ class _ForwardCheck:
         self._hold = weakref.ref(hold)
 
     def __call__(self, _module: nn.Module, _args: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _suspended.get():
             return
         hold = self._hold()
         if hold is not None:

@@ -1,0 +1,58 @@
+"""Suites that show whether a backend or a criterion keeps its promises; needs no framework."""
+
+import sys
+
+if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in a test file
+    import pytest
+
+    pytest.register_assert_rewrite(
+        "ltcore.testing.suite_hooks",
+        "ltcore.testing.suite_values",
+        "ltcore.testing.suite_training",
+        "ltcore.testing.criterion_suite",
+    )
+
+from ltcore.testing.backend_suite import BackendConformance, Failure, check_backend
+from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
+from ltcore.testing.criterion_suite import CriterionConformance
+from ltcore.testing.reference import ReferenceBackend
+from ltcore.testing.reference_layers import (
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Flatten,
+    GlobalPool,
+    Layer,
+    LayerNorm,
+    Linear,
+    Relu,
+)
+from ltcore.testing.reference_model import NumpyModel, Sgd, differentiate, fit, mean_squared_error
+
+__all__ = [
+    "CASES",
+    "BackendConformance",
+    "BatchNorm",
+    "Case",
+    "Conv",
+    "ConvTranspose",
+    "CriterionConformance",
+    "Embedding",
+    "Failure",
+    "Flatten",
+    "GlobalPool",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "NumpyModel",
+    "ReferenceBackend",
+    "Relu",
+    "Sgd",
+    "canonical_inputs",
+    "canonical_targets",
+    "check_backend",
+    "differentiate",
+    "fit",
+    "mean_squared_error",
+]

@@ -1,0 +1,112 @@
+"""The conformance suite of prune criteria: subclass it, and every promise is a test.
+
+>>> from ltcore.criteria import magnitude
+>>> class TestMagnitude(CriterionConformance):
+...     criterion = magnitude
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ltcore.arrays import Array
+from ltcore.criteria import SIGNALS, Criterion, Param
+from ltcore.parameters import ParamInfo
+
+SHAPES = ((5, 4), (3, 2, 3, 3), (7,))
+
+
+class CriterionConformance:
+    """What `ltcore.criteria.Criterion` promises.
+
+    Attributes:
+        criterion: the criterion under test; override it.
+        shapes: of the weights it is tried on.
+    """
+
+    criterion: ClassVar[Any] = None
+    shapes: ClassVar[tuple[tuple[int, ...], ...]] = SHAPES
+
+    def rule(self) -> Criterion:
+        """Return the criterion under test."""
+        if self.criterion is None:
+            raise NotImplementedError("set the class attribute `criterion`")
+        rule: Criterion = self.criterion
+        return rule
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Make one test of each shape; pytest calls this."""
+        if "shape" in metafunc.fixturenames:
+            metafunc.parametrize("shape", self.shapes, ids=str)
+
+    def test_declares_what_it_is(self) -> None:
+        """Name, needs and elementwise fit together."""
+        rule = self.rule()
+        assert rule.name, "a criterion has a name"
+        unknown = set(rule.needs) - set(SIGNALS)
+        assert not unknown, f"a criterion needs known signals only, not {unknown}"
+        assert isinstance(rule.elementwise, bool), "elementwise is True or False"
+        assert not (rule.elementwise and "rng" in rule.needs), (
+            "a criterion that draws random numbers is not elementwise: its scores would depend "
+            "on how the weights are cut into blocks"
+        )
+
+    def test_scores_have_the_shape_of_the_weight(self, shape: tuple[int, ...]) -> None:
+        """There is one score a weight."""
+        scores = np.asarray(self.rule().score(self.param(shape)))
+        assert scores.shape == shape, "there is one score a weight"
+
+    def test_scores_are_finite(self, shape: tuple[int, ...]) -> None:
+        """Scores are finite, for zero weights too."""
+        for name, scale in (("random", 1.0), ("tiny", 1e-30), ("zero", 0.0)):
+            scores = np.asarray(self.rule().score(self.param(shape, scale=scale)))
+            assert np.isfinite(scores).all(), f"scores of {name} weights are finite"
+
+    def test_scores_write_to_no_input(self, shape: tuple[int, ...]) -> None:
+        """Inputs are read only."""
+        param = self.param(shape)
+        before = {name: array.copy() for name, array in param.signals.items()}
+        mask = param.mask.copy()
+        self.rule().score(param)
+        for name, array in param.signals.items():
+            assert np.array_equal(array, before[name]), f"a criterion does not write to {name}"
+        assert np.array_equal(param.mask, mask), "a criterion does not write to the mask"
+
+    def test_same_seed_same_scores(self, shape: tuple[int, ...]) -> None:
+        """Scores follow from input and seed."""
+        first = np.array(self.rule().score(self.param(shape)))
+        second = np.array(self.rule().score(self.param(shape)))
+        assert np.array_equal(first, second), "the same input and the same seed give equal scores"
+
+    def test_elementwise_scores_do_not_know_blocks(self, shape: tuple[int, ...]) -> None:
+        """Elementwise scores are the same in blocks."""
+        if not self.rule().elementwise:
+            return
+        whole = self.param(shape)
+        scores = np.asarray(self.rule().score(whole)).reshape(-1)
+        for start in range(0, whole.weight.size, 3):
+            where = slice(start, start + 3)
+            block = np.asarray(self.rule().score(_block(whole, where)))
+            assert np.array_equal(block, scores[where]), (
+                f"an elementwise criterion gives weights {start}.. the same scores in a block of "
+                "their own as among all"
+            )
+
+    def param(self, shape: tuple[int, ...], scale: float = 1.0) -> Param:
+        """Return a parameter with the signals that the criterion needs, the same every time."""
+        rng = np.random.default_rng(0)
+        signals: Mapping[str, Array] = {
+            signal: (scale * rng.standard_normal(shape)).astype(np.float32)
+            for signal in SIGNALS
+            if signal == "weight" or (signal in self.rule().needs and signal != "rng")
+        }
+        mask = rng.random(shape) < 0.8
+        info = ParamInfo("layer.weight", "linear", "weight", shape, False, True)
+        generator = np.random.default_rng(1) if "rng" in self.rule().needs else None
+        return Param(info, mask, signals, generator)
+
+
+def _block(whole: Param, where: slice) -> Param:
+    signals = {name: array.reshape(-1)[where] for name, array in whole.signals.items()}
+    return Param(whole.info, whole.mask.reshape(-1)[where], signals, whole.generator)

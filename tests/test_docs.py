@@ -1,0 +1,151 @@
+"""The docs are held to the code: snippets run, names and hooks are documented, words are ours."""
+
+import doctest
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ltcore as lt
+from ltcore import hookspecs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+
+
+def snippets(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def torch_world():
+    """What the README's reader has at hand, in PyTorch."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    x, y = torch.randn(40, 12), torch.randint(0, 3, (40,))
+
+    def train(model, updates=10):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for _ in range(updates):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return {
+        "lt": lt, "model": model, "fine_tune": train, "train": train, "x": x, "y": y,
+        "evaluate": lambda m: float((m(x).argmax(1) == y).float().mean()),
+        "loss": torch.nn.functional.cross_entropy,
+    }  # fmt: skip
+
+
+def test_the_readme_shows_the_five_uses():
+    assert len(snippets(README)) == 5
+
+
+def test_use_1_prune(torch_world, capsys):
+    exec(snippets(README)[0], torch_world)
+    assert "90." in capsys.readouterr().out
+    weight = torch_world["model"][0].weight.detach().numpy()
+    assert (weight == 0).mean() > 0.5
+
+
+def test_use_2_hold(torch_world):
+    lt.prune(torch_world["model"], sparsity=0.5).release()
+    exec(snippets(README)[1], torch_world)
+    assert lt.held(torch_world["model"]) is None
+    assert (torch_world["model"][0].weight == 0).any()
+
+
+def test_use_3_find_and_use_4_carry(torch_world, tmp_path, monkeypatch):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    exec(snippets(README)[2], torch_world)
+    torch_world["search"].hold.check()
+    twin = keras.Sequential(
+        [keras.layers.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+    )
+    twin.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras_world = {
+        "lt": lt, "keras_model": twin, "x": torch_world["x"].numpy(), "y": torch_world["y"].numpy(),
+    }  # fmt: skip
+    exec(snippets(README)[3], keras_world)
+    applied = keras_world["applied"]
+    applied.check()
+    ticket = torch_world["search"].ticket
+    assert applied.masks.kept == ticket.masks.kept
+    kernel = np.asarray(twin.layers[0].kernel)
+    assert np.array_equal(kernel.T != 0, ticket.masks["0.weight"])
+
+
+def test_use_5_own_criterion(torch_world):
+    exec(snippets(README)[4], torch_world)
+    assert lt.held(torch_world["model"]).masks.sparsity == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_plugin_page_runs(torch_world):
+    blocks = snippets(DOCS["plugins.md"])
+    exec(blocks[0], torch_world)
+    lt.prune(torch_world["model"], 0.3, criterion="smallest-first-layer", scope="layer")
+    exec(blocks[1], torch_world)
+    exec(blocks[2].replace("ltcore_mine.rules:my_rule", "ltcore.criteria:magnitude"), torch_world)
+    assert [spec.name for spec in torch_world["ltcore_register_criteria"]()] == ["my-rule"]
+
+
+@pytest.mark.parametrize("name", [n for n in lt.__all__ if n != "__version__"])
+def test_every_public_name_is_documented(name):
+    found = getattr(lt, name)
+    assert any(re.search(rf"\blt\.{name}\b|\bltcore\.{name}\b|`{name}`|import.*\b{name}\b", text)
+               for text in DOCS.values()), f"no page mentions {name}"  # fmt: skip
+    assert inspect.getdoc(found)
+
+
+def test_every_hook_is_a_heading_with_its_arguments():
+    for name, hook in vars(hookspecs).items():
+        if name.startswith("ltcore_"):
+            arguments = ", ".join(inspect.signature(hook).parameters)
+            assert f"### `{name}({arguments})`" in DOCS["plugins.md"]
+
+
+def test_public_signatures_use_the_vocabulary():
+    banned = {"amount", "percent", "ratio", "level", "prune_fraction", "compression"}
+    for name in lt.__all__:
+        found = getattr(lt, name)
+        if callable(found) and not isinstance(found, str):
+            try:
+                parameters = inspect.signature(found).parameters
+            except (TypeError, ValueError):
+                continue
+            assert not banned & parameters.keys(), name
+
+
+@pytest.mark.parametrize(
+    "module", ["ltcore.masks", "ltcore.plugins", "ltcore.patterns", "ltcore.counts"]
+)
+def test_docstring_examples_run(module):
+    result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})
+    assert result.failed == 0
+
+
+def test_links_between_pages_exist():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_ci_calls_only_what_the_readme_names():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
+    assert commands == ["make test"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
