@@ -93,12 +93,15 @@ def _check_same(
     """Raise unless both sides have the same colours; say it in shapes wherever shapes differ."""
     if {c: len(n) for c, n in ours.items()} == {c: len(n) for c, n in theirs.items()}:
         return
-    left = _unpaired(ticket, model) or _odd(ticket, ours, theirs)
-    right = _unpaired(model, ticket) or _odd(model, theirs, ours)
+    missing, unexpected = _unpaired(ticket, model), _unpaired(model, ticket)
+    if missing or unexpected:
+        raise MatchError(
+            "the ticket is for another architecture: "
+            f"missing from the model {missing}, unexpected in the model {unexpected}"
+        )
     raise MatchError(
-        "the ticket is for another architecture: "
-        f"missing from the model {left}, unexpected in the model {right} "
-        "(kind and canonical shapes; equal lists mean that layers are wired differently)"
+        "the ticket's model has the same layers but wires them differently: "
+        f"{_odd(ticket, ours, theirs)} in the ticket, {_odd(model, theirs, ours)} in the model"
     )
 
 

@@ -27,8 +27,8 @@ def torch_world():
     """What the README's reader has at hand, in PyTorch."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    x, y = torch.randn(40, 12), torch.randint(0, 3, (40,))
+    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    x, y = torch.randn(40, 64), torch.randint(0, 3, (40,))
 
     def train(model, updates=10):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -68,7 +68,7 @@ def test_use_3_find_and_use_4_carry(torch_world, tmp_path, monkeypatch):
     exec(snippets(README)[2], torch_world)
     torch_world["search"].hold.check()
     twin = keras.Sequential(
-        [keras.layers.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+        [keras.layers.Input((64,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
     )
     twin.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     keras_world = {

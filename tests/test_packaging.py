@@ -15,7 +15,16 @@ PACKAGES = {"ltcore": "ltcore", "ltcore_torch": "backends/ltcore_torch",
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "-o",
+        str(out),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (found,) = out.glob("*.whl")
     return zipfile.ZipFile(found)

@@ -292,7 +292,11 @@ def test_models_with_nothing_prunable():
 
 def test_prunable_patterns_choose_and_fail_clearly():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
-    assert list(lt.prune(model, 0.5, prunable=["*"], scope="layer").masks) == ["0.weight", "1.weight", "1.bias"]
+    assert list(lt.prune(model, 0.5, prunable=["*"], scope="layer").masks) == [
+        "0.weight",
+        "1.weight",
+        "1.bias",
+    ]
     assert lt.held(model).masks.emptied == ()
     with pytest.raises(PatternError, match=r"prunable: the pattern 'fc\*' matches none.*2\.bias"):
         lt.prune(mlp(), 0.5, prunable=["fc*"])
