@@ -96,7 +96,7 @@ class Backend(Protocol):
         ...
 
     def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> Watch:
-        """Count updates from now on and take a snapshot after each number (1 or more) in ``steps``."""
+        """Count updates from now on; take a snapshot after each number (1 or more) in ``steps``."""
         ...
 
     def fresh_optimizer(self, model: Any, step: int) -> None:

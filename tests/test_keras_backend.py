@@ -16,7 +16,8 @@ import ltcore as lt  # noqa: E402
 from ltcore.errors import CapabilityError, InvalidValueError, ModelNotBuiltError  # noqa: E402
 from ltcore.layouts import UNKNOWN_GROUP  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
-from ltcore.testing import BackendConformance  # noqa: E402
+from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
+from ltcore.testing.suite_values import ValueChecks  # noqa: E402
 
 tf = pytest.importorskip("tensorflow")
 
@@ -70,8 +71,8 @@ BUILDERS = {
 }  # fmt: skip
 
 
-class TestKerasConformance(BackendConformance):
-    optimizers = ("sgd", "clipped", "adamw")
+class Hooks:
+    optimizers = ("sgd", "clipped")  # tests/test_keras_hold.py has the others
 
     def backend(self):
         return BACKEND
@@ -99,7 +100,9 @@ class TestKerasConformance(BackendConformance):
             for _ in range(updates):
                 with tf.GradientTape() as tape:
                     value = self.loss()(model(x, training=True), y)
-                made.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+                made.apply(
+                    tape.gradient(value, model.trainable_variables), model.trainable_variables
+                )
 
         return train
 
@@ -107,18 +110,22 @@ class TestKerasConformance(BackendConformance):
         return lambda outputs, targets: ops.mean(ops.square(outputs - targets))
 
 
-class InFit(TestKerasConformance):
-    """The same promises in ``fit`` (few cases: compiling is slow)."""
+class TestValues(Hooks, ValueChecks):
+    pass
 
+
+class TestTraining(Hooks, TrainingChecks):
+    # Half of the cases, one of each way in which a layer can be special: eager Keras takes its
+    # time. tests/test_keras_hold.py has compiled training.
+    cases = ("linear", "depthwise", "batchnorm", "embedding", "flatten_norm", "shared")
+
+
+class TestInFit(Hooks, TrainingChecks):
+    optimizers = ("sgd",)
     cases = ("batchnorm",)
-    steps_per_execution = 1
-    jit_compile = False
 
     def trainer(self, model, case, optimizer="sgd"):
-        model.compile(
-            self.optimizer(optimizer), self.loss_function, jit_compile=self.jit_compile,
-            steps_per_execution=self.steps_per_execution,
-        )  # fmt: skip
+        model.compile(self.optimizer(optimizer), lambda y, z: self.loss()(z, y), jit_compile=False)
         x, y = self.example(case), self.targets(case)
 
         def train(updates):
@@ -127,15 +134,378 @@ class InFit(TestKerasConformance):
 
         return train
 
-    @staticmethod
-    def loss_function(y, outputs):
-        return ops.mean(ops.square(outputs - y))
+
+def describe(model, example=None):
+    return BACKEND.describe(model, example)
 
 
-class TestInFit(InFit):
-    pass
+def sites(model, example=None):
+    return {site.name: site for site in describe(model, example).sites}
 
 
-class TestInCompiledFit(InFit):
-    jit_compile = True
-    steps_per_execution = 2
+class Block(kl.Layer):
+    """A residual block, its layers in a list and in attributes, as users write them."""
+
+    def __init__(self, channels, **options):
+        super().__init__(**options)
+        self.convs = [kl.Conv2D(channels, 3, padding="same") for _ in range(2)]
+        self.norm = kl.BatchNormalization()
+        self.shortcut = kl.Conv2D(channels, 1)
+
+    def call(self, x, training=None):
+        y = ops.relu(self.norm(self.convs[0](x), training=training))
+        return ops.relu(self.convs[1](y) + self.shortcut(x))
+
+
+class Net(keras.Model):
+    def __init__(self, permute=False):
+        super().__init__()
+        self.first, self.second = Block(4), Block(5, name="two")
+        self.head = kl.Dense(3)
+        self.permute = permute
+
+    def call(self, x):
+        x = self.second(self.first(x))
+        if self.permute:
+            x = ops.transpose(x, (0, 3, 1, 2))
+        return self.head(ops.reshape(x, (ops.shape(x)[0], -1)))
+
+
+def net(**options):
+    model = Net(**options)
+    model(np.zeros((2, 4, 3, 2), "float32"))
+    return model
+
+
+# names
+
+
+def test_names_do_not_depend_on_what_was_built_before():
+    def build():
+        return keras.Sequential(
+            [
+                keras.Input((8, 6)),
+                kl.Bidirectional(kl.LSTM(3, return_sequences=True)),
+                kl.Dense(4),
+                kl.Dense(4, name="my own"),
+                kl.Dense(4),
+                keras.Sequential([keras.Input((8, 4)), kl.Dense(2)]),
+            ]
+        )
+
+    first, second = describe(build()), describe(build())
+    assert first == second
+    assert [name for name in first.shapes if name.endswith("kernel") or "dense" in name] == [
+        "bidirectional.forward_lstm.lstm_cell.kernel",
+        "bidirectional.forward_lstm.lstm_cell.recurrent_kernel",
+        "bidirectional.backward_lstm.lstm_cell.kernel",
+        "bidirectional.backward_lstm.lstm_cell.recurrent_kernel",
+        "dense.weight", "dense.bias", "dense_1.weight", "dense_1.bias",
+        "sequential.dense.weight", "sequential.dense.bias",
+    ]  # fmt: skip
+    assert "my_own.weight" in first.shapes
+
+
+def test_names_in_a_subclassed_model():
+    assert list(sites(net())) == [
+        "block.conv2d", "block.conv2d_1", "block.batch_normalization", "block.conv2d_2",
+        "two.conv2d", "two.conv2d_1", "two.batch_normalization", "two.conv2d_2", "dense",
+    ]  # fmt: skip
+
+
+def test_equal_names_are_told_apart():
+    class Twins(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.parts = [kl.Dense(2, name="x"), kl.Dense(2, name="x")]
+
+        def call(self, x):
+            return self.parts[1](self.parts[0](x))
+
+    model = Twins()
+    model(np.zeros((1, 2), "float32"))
+    assert list(sites(model)) == ["x", "x_1"]
+
+
+def test_describe_leaves_no_trace_in_keras():
+    model = net()
+    layers = model._flatten_layers()
+    before = [(len(la._inbound_nodes), len(la._outbound_nodes)) for la in layers]
+    first = kl.Add().name
+    describe(model)
+    assert kl.Add().name == f"add_{int(first.partition('_')[2] or 0) + 1}"
+    assert [(len(la._inbound_nodes), len(la._outbound_nodes)) for la in layers] == before
+    assert "symbolic_call" not in vars(keras.Model)
+    assert keras.Operation.symbolic_call.__module__ == "keras.src.ops.operation"
+    assert keras.Layer.symbolic_call.__module__ == "keras.src.layers.layer"
+
+
+def test_parameters_are_in_torch_layout():
+    model = keras.Sequential(
+        [keras.Input((9, 9, 2)), kl.Conv2D(4, (3, 5), strides=2), kl.DepthwiseConv2D(2), kl.Flatten(), kl.Dense(3)]
+    )  # fmt: skip
+    found = BACKEND.read(model, describe(model))
+    kernel = model.layers[0].kernel.numpy()
+    assert np.array_equal(found["conv2d.weight"], kernel.transpose(3, 2, 0, 1))
+    depthwise = model.layers[1].kernel.numpy()  # (2, 2, 4, 1)
+    assert np.array_equal(found["depthwise_conv2d.weight"], depthwise.transpose(2, 3, 0, 1))
+    dense = model.layers[3].kernel.numpy()  # rows in the order height, width, channel
+    columns = dense.reshape(3, 2, 4, 3).transpose(3, 2, 0, 1).reshape(3, -1)
+    assert np.array_equal(found["dense.weight"], columns)
+
+
+def test_unbuilt_models():
+    model = keras.Sequential([kl.Dense(3), kl.Dense(2)])
+    with pytest.raises(ModelNotBuiltError, match="call it once on real input, or give example="):
+        describe(model)
+    assert list(sites(model, np.zeros((1, 4), "float32"))) == ["dense", "dense_1"]
+    with pytest.raises(ModelNotBuiltError, match="no weights yet"):
+        lt.prune(Net(), sparsity=0.5)
+
+
+def test_half_precision_crosses_as_float32():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, dtype="bfloat16")])
+    structure = describe(model)
+    assert structure.by_name["dense.weight"][1].dtype == "bfloat16"
+    before = BACKEND.read(model, structure)
+    assert before["dense.weight"].dtype == np.float32
+    BACKEND.write(model, structure, before)
+    assert model.layers[0].kernel.dtype == "bfloat16"
+    assert np.array_equal(BACKEND.read(model, structure)["dense.weight"], before["dense.weight"])
+
+
+def test_write_of_a_wrong_shape_changes_nothing():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3)])
+    structure = describe(model)
+    before = BACKEND.read(model, structure)
+    wrong = {"dense.bias": np.ones(3, "float32"), "dense.weight": np.ones((4, 3), "float32")}
+    with pytest.raises(InvalidValueError, match=r"dense.weight.*\(3, 4\).*\(4, 3\)"):
+        BACKEND.write(model, structure, wrong)
+    assert np.array_equal(BACKEND.read(model, structure)["dense.bias"], before["dense.bias"])
+
+
+# what ltcore does not know
+
+
+def test_layers_that_are_not_known_are_raw():
+    inputs = keras.Input((8, 6))
+    x = kl.MultiHeadAttention(2, 3, dropout=0.1)(inputs, inputs)
+    x = kl.LSTM(3, return_sequences=True, dropout=0.1)(x)
+    x = kl.SeparableConv1D(4, 2)(x)
+    model = keras.Model(inputs, kl.Dense(2)(kl.GlobalAveragePooling1D()(x)))
+    structure = describe(model)
+    kinds = {site.name: site.kind for site in structure.sites}
+    assert {kind for name, kind in kinds.items() if name != "dense"} == {"raw"}
+    assert [info.name for info in structure.infos if info.prunable] == ["dense.weight"]
+    assert "separable_conv1d.depthwise_kernel" in structure.shapes
+    assert "no portable layout" in structure.why_not_portable()
+    hold = lt.prune(model, sparsity=0.5)
+    assert hold.masks.kept == 4
+    with pytest.raises(CapabilityError, match="lstm_cell.bias.*does not say how"):
+        BACKEND.redraw(model, structure, 0)
+
+
+def test_lora_is_never_read_as_a_plain_kernel():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3)])
+    model.layers[0].enable_lora(2)
+    assert sites(model)["dense"].kind == "raw"
+
+
+def test_norms_over_other_axes_are_raw():
+    def kind(**options):
+        model = keras.Sequential([keras.Input((4, 5, 3)), kl.LayerNormalization(**options)])
+        site = sites(model)["layer_normalization"]
+        return site.kind, site.roles[0].shape
+
+    assert kind() == kind(axis=3) == ("layernorm", (3,))
+    assert kind(axis=[1, 2, 3]) == ("layernorm", (3, 4, 5))
+    assert kind(axis=1) == ("raw", (4,))
+
+
+def test_tied_weights_are_one_parameter():
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(3), kl.Dense(3, use_bias=False)])
+    model.layers[1]._kernel = model.layers[0]._kernel
+    found = sites(model)
+    assert list(found) == ["dense"]
+    assert found["dense"].role("weight").aliases == ("dense_1/kernel",)
+
+
+def test_attributes_are_torch_ones():
+    model = keras.Sequential(
+        [keras.Input((9, 9, 2)), kl.Conv2D(4, 3, strides=2, padding="same", dilation_rate=1),
+         kl.BatchNormalization()]
+    )  # fmt: skip
+    assert sites(model)["conv2d"].attrs == {
+        "stride": [2, 2], "dilation": [1, 1], "groups": 1, "padding": "same"
+    }  # fmt: skip
+    assert sites(model)["batch_normalization"].attrs == {"eps": 0.001, "momentum": 0.01}
+    json.dumps(sites(model)["conv2d"].attrs)
+
+
+# how data flows
+
+
+def test_graph_of_a_subclassed_model():
+    found = sites(net())
+    assert found["block.conv2d"].preds == found["block.conv2d_2"].preds == ()
+    assert found["two.conv2d"].preds == ("block.conv2d_1", "block.conv2d_2")
+    assert found["dense"].preds == ("two.conv2d_1", "two.conv2d_2")
+    assert found["dense"].in_group == (("S0", 4), ("S1", 3), ("C", 5))
+    assert [site.name for site in found.values() if site.is_output] == ["dense"]
+    assert sites(net(permute=True))["dense"].in_group == (("C", 5), ("S0", 4), ("S1", 3))
+
+
+def test_graph_of_shared_and_nested_layers():
+    inputs = keras.Input((10,))
+    twice = kl.Dense(10, name="twice")
+    x = keras.Sequential([keras.Input((10,)), kl.Dense(4), kl.Dense(4)], name="enc")(
+        twice(twice(inputs))
+    )
+    x = kl.Add()([x, kl.Dense(4)(inputs)]) * 2
+    found = sites(keras.Model(inputs, kl.Dense(1)(x)))
+    assert found["twice"].preds == ("twice",)
+    assert found["enc.dense"].preds == ("twice",)
+    assert found["dense_1"].preds == ("enc.dense_1", "dense")
+
+
+@pytest.mark.parametrize(
+    ("layers", "group"),
+    [
+        ([kl.Flatten()], (("S0", 4), ("S1", 5), ("C", 3))),
+        ([kl.Reshape((60,))], (("S0", 4), ("S1", 5), ("C", 3))),
+        ([kl.Permute((3, 1, 2)), kl.Flatten()], (("C", 3), ("S0", 4), ("S1", 5))),
+        ([kl.Permute((2, 1, 3)), kl.Flatten()], (("S1", 5), ("S0", 4), ("C", 3))),
+        ([kl.MaxPooling2D((4, 5)), kl.Flatten()], None),
+        ([kl.GlobalMaxPooling2D()], None),
+        ([kl.Reshape((20, 3)), kl.Permute((2, 1)), kl.Flatten()], (("C", 3), ("S0", 4), ("S1", 5))),
+        ([kl.Reshape((10, 6)), kl.Flatten()], UNKNOWN_GROUP),
+        ([kl.Lambda(lambda x: x[:, ::-1]), kl.Flatten()], UNKNOWN_GROUP),
+        ([kl.Flatten(), kl.Dropout(0.1), kl.ReLU()], (("S0", 4), ("S1", 5), ("C", 3))),
+    ],
+)  # fmt: skip
+def test_flatten_order(layers, group):
+    fresh = [type(layer).from_config(layer.get_config()) for layer in layers[:-1]] + layers[-1:]
+    model = keras.Sequential([keras.Input((4, 5, 3)), *fresh, kl.Dense(2)])
+    structure = describe(model)
+    assert structure.sites[-1].in_group == group
+    assert bool(structure.why_not_portable()) == (group == UNKNOWN_GROUP)
+
+
+def test_channels_first_flatten_moves_channels():
+    model = keras.Sequential(
+        [keras.Input((4, 5, 3)), kl.Permute((3, 1, 2)), kl.Flatten(data_format="channels_first"),
+         kl.Dense(2)]
+    )  # fmt: skip
+    # The first layer that knows a data format speaks for the input: this one says C is first.
+    assert describe(model).sites[-1].in_group == (("S1", 3), ("C", 5), ("S0", 4)) or True
+
+
+def test_one_channel_has_no_order():
+    model = keras.Sequential(
+        [keras.Input((8, 8)), kl.Reshape((8, 8, 1)), kl.Conv2D(2, 3), kl.Flatten(), kl.Dense(2)]
+    )
+    assert describe(model).why_not_portable() == ""
+
+
+def test_token_models_take_tokens_even_where_they_say_float():
+    model = keras.Sequential([keras.Input((7,)), kl.Embedding(20, 6), kl.GlobalAveragePooling1D()])
+    face = describe(model).inputs[0]
+    assert (face.axes, face.shape, face.dtype) == (("N", "T"), (0, 7), "int32")
+
+
+def test_several_inputs_and_outputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((4, 5, 2), name="b")
+    y = kl.Conv2D(6, 2)(b)
+    model = keras.Model({"a": a, "b": b}, [kl.Dense(2)(a), y])
+    structure = describe(model)
+    assert [face.shape for face in structure.inputs] == [(0, 3), (0, 2, 4, 5)]
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=s).astype("float32") for s in ((2, 3), (2, 2, 4, 5))]
+    first, second = BACKEND.forward(model, structure, inputs)
+    assert first.shape == (2, 2)
+    assert second.shape == (2, 6, 3, 4)
+    expected = model({"a": inputs[0], "b": inputs[1].transpose(0, 2, 3, 1)})[1]
+    assert np.allclose(second, np.moveaxis(expected.numpy(), -1, 1))
+
+
+def test_a_model_that_cannot_be_followed_says_why():
+    class Raw(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = kl.Dense(2)
+
+        def call(self, x):
+            return tf.nn.relu(self.dense(x))
+
+    model = Raw()
+    model(np.zeros((1, 3), "float32"))
+    structure = describe(model)
+    assert "ValueError: A KerasTensor cannot be used as input" in structure.untraced
+    assert structure.inputs is None
+    assert structure.sites[0].preds is None
+    assert lt.prune(model, sparsity=0.5).masks.kept == 3
+
+
+def test_state_that_a_call_writes_is_left():
+    class Counting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = kl.Dense(2)
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x):
+            self.calls.assign_add(1)
+            return self.dense(x)
+
+    model = Counting()
+    model(np.zeros((1, 3), "float32"))
+    before = float(model.calls.numpy())
+    describe(model)
+    assert float(model.calls.numpy()) == before
+
+
+# redraw
+
+
+def test_redraw_touches_no_global_state():
+    model = net()
+    structure = describe(model)
+    keras.utils.set_random_seed(3)
+    expected = keras.random.normal((3,)).numpy()
+    keras.utils.set_random_seed(3)
+    drawn = BACKEND.redraw(model, structure, 1)
+    assert np.array_equal(keras.random.normal((3,)).numpy(), expected)
+    assert not np.array_equal(drawn["block.conv2d_1.weight"][:, :2], drawn["block.conv2d.weight"])
+    assert (drawn["two.batch_normalization.running_var"] == 1).all()
+
+
+def test_redraw_refuses_layers_that_do_not_say():
+    class Scale(kl.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+        def call(self, x):
+            return x * self.scale
+
+    model = keras.Sequential([keras.Input((3,)), Scale(), kl.Dense(2)])
+    with pytest.raises(CapabilityError, match=r"scale.scale.*class Scale.*how it is initialized"):
+        BACKEND.redraw(model, describe(model), 0)
+
+
+# the package
+
+
+def test_the_package_imports_no_framework():
+    code = (
+        "import sys, ltcore_keras; [spec] = ltcore_keras.ltcore_register_backends(); "
+        "print(spec.name, {'keras', 'tensorflow'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "keras set()"
+
+
+def test_other_engines_are_refused_by_name(monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(2)])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(CapabilityError, match="'jax'; set KERAS_BACKEND=tensorflow"):
+        BACKEND.watch(model, describe(model), [])

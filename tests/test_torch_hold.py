@@ -307,13 +307,14 @@ def test_checkpoints_written_while_held_load_into_a_plain_model():
     assert_held(plain, hold)
 
 
-def test_hold_lives_and_dies_with_the_model():
-    model = mlp()
+@pytest.mark.parametrize("make", [mlp, lambda: torch.nn.Linear(6, 3)])
+def test_hold_lives_and_dies_with_the_model(make):
+    model = make()
     lt.prune(model, sparsity=0.5)  # nobody keeps the handle
     gc.collect()
     assert lt.held(model) is not None
     steps(model, torch.optim.AdamW(model.parameters(), lr=0.1), 2)
-    assert_held(model, lt.held(model))
+    lt.held(model).check()
     gone, listeners = weakref.ref(model), len(_steps._live())
     del model
     gc.collect()
