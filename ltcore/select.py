@@ -147,7 +147,8 @@ def _settle(
             raise_if_nan(candidate.scores, np.True_, candidate.name)
     if not wanted:
         return
-    threshold = np.partition(values, found - wanted)[found - wanted]
+    values.partition(found - wanted)
+    threshold = values[found - wanted]
     ties = wanted - int(np.count_nonzero(values > threshold))
     for candidate in candidates:
         keep = chosen[candidate.name].reshape(-1)
