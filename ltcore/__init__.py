@@ -9,7 +9,7 @@ from ltcore.api import Search, find_ticket, held, hold, iter_rounds, load, prune
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, Param
 from ltcore.errors import LtcoreError
-from ltcore.held import Hold, Report
+from ltcore.holds import Hold, Report
 from ltcore.hookspecs import BackendSpec, Spec, hookimpl
 from ltcore.masks import Masks
 from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure

@@ -1,9 +1,11 @@
 """The few calls that people type."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
@@ -12,14 +14,24 @@ from ltcore.allocation import Allocation, Amounts, Sparsity
 from ltcore.arrays import Array
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, FunctionCriterion, Param
-from ltcore.errors import InvalidValueError, MaskError
-from ltcore.held import Existing, Hold, held_by, hold_model
+from ltcore.errors import CapabilityError, HoldError, InvalidValueError, MaskError, PatternError
+from ltcore.holds import Existing, Hold, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import select_infos
 from ltcore.rewinding import RewindPolicy, ToStep
 from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
-from ltcore.search import Evaluate, Gradients, Plan, Round, Train, next_masks, run_rounds
+from ltcore.search import (
+    Evaluate,
+    Gradients,
+    Plan,
+    Pruning,
+    Round,
+    Train,
+    check_train,
+    next_masks,
+    run_rounds,
+)
 from ltcore.ticket import Ticket, resolve_backend
 
 AnyCriterion: TypeAlias = str | Criterion | Callable[[Param], Array]
@@ -89,16 +101,15 @@ def prune(
     structure = driver.describe(model, example)
     infos = _infos(structure, prunable)
     current = held_by(driver, model)
-    masks = Masks.ones({info.name: info.shape for info in infos})
-    if current:
-        earlier = current.masks_for(structure)
-        masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in masks.items()})
+    earlier = current.masks if current else {}
+    whole = Masks.ones({info.name: info.shape for info in infos})
+    masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
+    pruning = Pruning(
+        _criterion(criterion), _allocation(scope), Sparsity(sparsity), infos, structure
+    )
     chosen = next_masks(
-        _criterion(criterion),
-        _allocation(scope),
-        Sparsity(sparsity),
+        pruning,
         masks,
-        infos,
         {"weight": driver.read(model, structure, masks)},
         _gradients(driver, model, structure, batches, loss),
         np.random.Generator(np.random.Philox(key=[seed, 0])),
@@ -110,16 +121,22 @@ def hold(
     model: Any,
     masks: str | Mapping[str, Array] | Ticket = "nonzero",
     *,
+    prunable: Sequence[str] | None = None,
     existing: Existing = "error",
+    example: Any = None,
+    mapping: Mapping[str, str] | None = None,
     backend: str | Backend | None = None,
 ) -> Hold:
     """Keep pruned weights of ``model`` at zero while anyone trains it.
 
     Args:
         model: a PyTorch module or a built Keras model.
-        masks: ``"nonzero"`` prunes what is zero now; or masks by portable name (canonical
-            layout), or a ticket of which only the masks are taken.
+        masks: ``"nonzero"`` prunes what is zero now; or masks by portable name (of this
+            framework, canonical axes), or a ticket of which only the masks are taken.
+        prunable: for ``"nonzero"``, patterns of the parameters to look at; kernels if None.
         existing: what to do with a hold that is there: ``"error"``, ``"replace"``, ``"tighten"``.
+        example: for a ticket: as in `Ticket.apply`.
+        mapping: for a ticket: as in `Ticket.apply`.
         backend: a backend or its name, where it shall not be found from the model.
 
     Raises:
@@ -129,20 +146,24 @@ def hold(
     """
     driver = resolve_backend(model, backend)
     if isinstance(masks, Ticket):
-        return masks.apply(model, weights="keep", existing=existing, backend=driver)
-    structure = driver.describe(model)
+        return masks.apply(
+            model, weights="keep", existing=existing, example=example, mapping=mapping,
+            backend=driver,
+        )  # fmt: skip
+    structure = driver.describe(model, example)
     if isinstance(masks, str):
         if masks != "nonzero":
             raise InvalidValueError(f"masks is {masks!r}; expected 'nonzero', masks or a ticket")
-        names = [info.name for info in _infos(structure, None)]
+        names = [info.name for info in _infos(structure, prunable)]
         masks = Masks.nonzero(driver.read(model, structure, names))
     given = masks if isinstance(masks, Masks) else Masks(masks)
     if not given:
         raise MaskError("masks are empty; expected {parameter name: bool array}")
-    unknown = [name for name in given if name not in structure.shapes]
+    trained = [info.name for info in structure.infos]
+    unknown = [name for name in given if name not in trained]
     if unknown:
         raise MaskError(
-            f"masks for {unknown}, which the model does not have; it has {list(structure.shapes)}"
+            f"masks for {unknown}, which are no trained parameters of the model; it has {trained}"
         )
     return hold_model(model, driver, structure, given, existing)
 
@@ -159,7 +180,7 @@ def iter_rounds(
     rounds: int | None = None,
     rate: Amounts | None = None,
     sparsity: Amounts | None = None,
-    schedule: Schedule | None = None,
+    schedule: str | Schedule | None = None,
     rewind_to: int | str | RewindPolicy = 0,
     evaluate: Evaluate | None = None,
     criterion: AnyCriterion = "magnitude",
@@ -186,7 +207,7 @@ def iter_rounds(
         rate: share of the remaining weights removed each round, or ``{pattern: share}``.
         sparsity: instead of ``rate``: the fraction removed in the end, in equal steps; with
             ``rounds`` None or 1 in one shot.
-        schedule: instead of all three.
+        schedule: instead of all three; or a plugin's name, which gets those that are given.
         rewind_to: a step (0 is initialization), ``"trained"`` (keep the weights), ``"reinit"``
             (draw anew), the name of a plugin's policy, or a policy.
         evaluate: returns a number or ``{metric: number}`` for the trained model.
@@ -206,25 +227,56 @@ def iter_rounds(
         NothingPrunableError, PatternError, ModelError: as in `prune`.
     """
     driver = resolve_backend(model, backend)
+    check_train(train)
+    if held_by(driver, model):
+        raise HoldError("the model is held already; release that hold before a search")
+    if batches is not None and iter(batches) is batches:
+        raise InvalidValueError(
+            "batches is an iterator, which is empty after one round; give a list or a data loader"
+        )
     structure = driver.describe(model, example)
     plan = Plan(
+        model=model,
         backend=driver,
         infos=_infos(structure, prunable),
-        schedule=schedule or _schedule(rounds, rate, sparsity),
+        schedule=_schedule(schedule, rounds, rate, sparsity),
         criterion=_criterion(criterion),
         allocation=_allocation(scope),
-        scope=scope if isinstance(scope, str) else repr(scope),
+        scope=scope if isinstance(scope, str) else _name_of(scope),
         policy=_policy(rewind_to),
         seed=seed,
         train=train,
         evaluate=evaluate,
         gradients=_gradients(driver, model, structure, batches, loss),
     )
-    return run_rounds(plan, model, structure)
+    return run_rounds(plan, structure)
 
 
-def find_ticket(model: Any, train: Train, **options: Any) -> Search:
-    """Run all rounds of `iter_rounds`, which lists the options, and return what was found."""
+class RoundOptions(TypedDict, total=False):
+    """The options of `iter_rounds`, for `find_ticket`."""
+
+    rounds: int | None
+    rate: Amounts | None
+    sparsity: Amounts | None
+    schedule: str | Schedule | None
+    rewind_to: int | str | RewindPolicy
+    evaluate: Evaluate | None
+    criterion: AnyCriterion
+    scope: str | Allocation
+    prunable: Sequence[str] | None
+    batches: Batches | None
+    loss: Loss | None
+    seed: int
+    example: Any
+    backend: str | Backend | None
+
+
+def find_ticket(model: Any, train: Train, **options: Unpack[RoundOptions]) -> Search:
+    """Run all rounds of `iter_rounds`, which explains the options, and return what was found.
+
+    An error or an interrupt in ``train`` ends the search and its rounds are lost (take them from
+    `iter_rounds` to keep them); the model stays as it was last, held if it was pruned.
+    """
     driver = resolve_backend(model, options.get("backend"))
     finished = tuple(iter_rounds(model, train, **options))
     found = held_by(driver, model)
@@ -240,7 +292,10 @@ def load(path: str | PathLike[str]) -> Ticket:
 def _infos(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
     if prunable is None:
         return prunable_infos(structure.infos)
-    return select_infos(prunable, structure.infos, "prunable")
+    patterns = [prunable] if isinstance(prunable, str) else list(prunable)
+    if not patterns:
+        raise PatternError("prunable is empty; expected patterns of parameter names, or None")
+    return select_infos(patterns, structure.infos, "prunable")
 
 
 def _criterion(given: AnyCriterion) -> Criterion:
@@ -248,15 +303,19 @@ def _criterion(given: AnyCriterion) -> Criterion:
         loaded: Criterion = plugins.load("criteria", given)
         return loaded
     if callable(given):
-        return FunctionCriterion(getattr(given, "__name__", "function"), given)
-    return given
+        return FunctionCriterion(_name_of(given), given)
+    if hasattr(given, "score"):
+        return given
+    raise InvalidValueError(f"criterion is {given!r}; expected a name, a criterion or a function")
 
 
 def _allocation(given: str | Allocation) -> Allocation:
     if isinstance(given, str):
         loaded: Allocation = plugins.load("allocations", given)
         return loaded
-    return given
+    if callable(given):
+        return given
+    raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
 
 
 def _policy(given: int | str | RewindPolicy) -> RewindPolicy:
@@ -264,10 +323,29 @@ def _policy(given: int | str | RewindPolicy) -> RewindPolicy:
         loaded = plugins.load("rewind_policies", given)
         made: RewindPolicy = loaded() if callable(loaded) else loaded
         return made
-    return ToStep(given) if isinstance(given, int | float) else given
+    if isinstance(given, RewindPolicy):
+        return given
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        return ToStep(int(given))
+    raise InvalidValueError(
+        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
+    )
 
 
-def _schedule(rounds: int | None, rate: Amounts | None, sparsity: Amounts | None) -> Schedule:
+def _schedule(
+    schedule: str | Schedule | None,
+    rounds: int | None,
+    rate: Amounts | None,
+    sparsity: Amounts | None,
+) -> Schedule:
+    options = {"rounds": rounds, "rate": rate, "sparsity": sparsity}
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(schedule, str):
+        return _named_schedule(schedule, given)
+    if schedule is not None:
+        if given:
+            raise InvalidValueError(f"schedule= is given, and also {given}; give one of them")
+        return schedule
     if (rate is None) == (sparsity is None):
         raise InvalidValueError(
             f"rate is {rate!r} and sparsity is {sparsity!r}; give one of them: rate=0.2 removes "
@@ -276,7 +354,17 @@ def _schedule(rounds: int | None, rate: Amounts | None, sparsity: Amounts | None
     if rate is not None:
         return ConstantRate(rate, 1 if rounds is None else rounds)
     assert sparsity is not None
-    return OneShot(sparsity) if rounds in (None, 1) else ToSparsity(sparsity, rounds)
+    return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
+
+
+def _named_schedule(name: str, given: dict[str, Any]) -> Schedule:
+    maker = plugins.load("schedules", name)
+    try:
+        inspect.signature(maker).bind(**given)
+    except TypeError as error:
+        raise InvalidValueError(f"schedule {name!r} does not take {given}: {error}") from None
+    made: Schedule = maker(**given)
+    return made
 
 
 def _gradients(
@@ -288,4 +376,21 @@ def _gradients(
 ) -> Gradients | None:
     if batches is None or loss is None:
         return None
-    return lambda: driver.gradients(model, structure, batches, loss)
+    if "gradients" not in driver.capabilities:
+        raise CapabilityError(f"the backend {driver.name!r} gives no gradients")
+    return lambda: driver.gradients(model, structure, _some(batches), loss)
+
+
+def _some(batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches; none at all would silently score everything 0."""
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise InvalidValueError("batches is empty; gradients need at least one (inputs, targets)")
+
+
+def _name_of(function: Any) -> str:
+    """Return a name that is the same in every process."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))

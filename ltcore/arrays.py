@@ -4,7 +4,7 @@ The rule pays for itself twice: training cannot write into a snapshot, and a fil
 trusts contiguity cannot write wrong bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from ltcore.errors import NonFiniteError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Params: TypeAlias = Mapping[str, Array]
-"""``{name: array}`` with portable names and canonical layout, always owned copies."""
+"""``{name: array}`` with portable names and canonical axes, always owned copies."""
 
 FLOAT_DTYPES = ("float16", "float32", "float64")
 
@@ -27,11 +27,6 @@ def freeze(array: Array) -> Array:
     """Return ``array`` after making it read-only."""
     array.flags.writeable = False
     return array
-
-
-def first_nan(params: Params, names: Iterable[str]) -> str | None:
-    """Return the first of ``names`` whose array has a NaN, or None."""
-    return next((name for name in names if np.isnan(params[name]).any()), None)
 
 
 def check_finite(params: Params) -> None:

@@ -1,4 +1,8 @@
-"""What a framework must offer. Arrays that cross this line are numpy, canonical and owned."""
+"""What a framework must offer.
+
+Arrays that cross this line are numpy, owned, and in canonical axes (`ltcore.layouts`). Features
+behind a flatten stay in the framework's own order; whoever crosses frameworks reorders them.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -84,7 +88,7 @@ class Backend(Protocol):
     def read(
         self, model: Any, structure: Structure, names: Iterable[str] | None = None
     ) -> dict[str, Array]:
-        """Return owned copies in canonical layout: all parameters and buffers, or ``names``."""
+        """Return owned copies in canonical axes: all parameters and buffers, or ``names``."""
         ...
 
     def write(self, model: Any, structure: Structure, params: Params) -> None:
@@ -100,7 +104,10 @@ class Backend(Protocol):
         ...
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
-        """Make the next training start without optimizer state, its own count at ``step``."""
+        """Make the next watched training start anew: no optimizer state, its own count at ``step``.
+
+        An optimizer that an earlier watched training used and the user carries over counts too.
+        """
         ...
 
     def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:

@@ -134,6 +134,8 @@ def write(
     arrays = _normalised(tensors)
     ticket_id, text = _seal(arrays, manifest)
     target = Path(os.path.realpath(path))  # a link keeps pointing at the file
+    if target.exists() and not target.is_file():
+        raise TicketFileError(f"cannot write {path}: it exists and is not a regular file")
     temporary = target.with_name(f".ltcore-{secrets.token_hex(8)}.tmp")
     try:
         _save(temporary, arrays, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")

@@ -6,6 +6,7 @@ knows no framework. A bare function over `Param` is a criterion.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Protocol
 
@@ -121,6 +122,11 @@ class FunctionCriterion:
             raise InvalidValueError(
                 f"criterion {self.name!r} needs {unknown}; what can be asked for is {SIGNALS}"
             )
+        if self.elementwise and "rng" in self.needs:
+            raise InvalidValueError(
+                f"criterion {self.name!r} draws random numbers, so it is not elementwise: scored "
+                "in blocks, a weight would get another score at each reading"
+            )
 
     def score(self, param: Param) -> Array:
         """Return the function's scores."""
@@ -156,13 +162,13 @@ class Scores(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ArrayScores:
     """Scores held whole: ``{name: array of the parameter's shape}``."""
 
     arrays: Params
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[np.floating]:
         """The widest dtype, at least float32."""
         return _widest(self.arrays)
@@ -172,25 +178,28 @@ class ArrayScores:
         return self.arrays[name].reshape(-1)[where].astype(self.dtype, copy=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BlockScores:
     """Scores made anew for each block by an elementwise criterion."""
 
     criterion: Criterion
     params: Mapping[str, Param]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[np.floating]:
-        """The widest weight dtype, at least float32."""
-        return _widest({name: param.weight for name, param in self.params.items()})
+        """The widest dtype of the scores, found on one weight of each; at least float32."""
+        return _widest({name: self._scored(name, slice(0, 1)) for name in self.params})
 
     def block(self, name: str, where: slice) -> Array:
         """Return flat scores at ``where``."""
+        return self._scored(name, where).astype(self.dtype, copy=False)
+
+    def _scored(self, name: str, where: slice) -> Array:
         whole = self.params[name]
         signals = {signal: a.reshape(-1)[where] for signal, a in whole.signals.items()}
         mask = flat_block(whole.mask, where)
         param = Param(whole.info, mask, MappingProxyType(signals), whole.generator)
-        return _checked(self.criterion, param).astype(self.dtype, copy=False)
+        return _checked(self.criterion, param)
 
 
 def score(

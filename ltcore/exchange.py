@@ -1,6 +1,7 @@
 """A ticket's weights into a model: paired, proved, written, or refused with nothing changed."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ltcore.arrays import Array, Params
@@ -8,12 +9,56 @@ from ltcore.backend import Backend
 from ltcore.errors import InvalidValueError, MatchError, NotPortableError, ProbeMismatchError
 from ltcore.masks import Masks
 from ltcore.matching import match_by_graph, match_by_name
-from ltcore.parameters import Structure
-from ltcore.probe import Probe, check_outputs, probe_inputs, synthetic_params
+from ltcore.parameters import Structure, in_canonical_order, in_native_order
+from ltcore.probe import Probe, check_outputs, probe_inputs, synthetic_params, tolerance_for
 from ltcore.ticketfile import TicketRecord
 
 Weights: TypeAlias = Literal["ticket", "keep", "reinit"]
 """Which values a model gets: the ticket's, the ones it has, or fresh ones (a control)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Which site of a ticket is which site of a model.
+
+    Attributes:
+        source: the ticket's structure.
+        target: the model's.
+        sites: ``{ticket site: model site}``.
+        by_name: the two are of one framework with the same names and shapes: feature orders are
+            the same, and nothing needs a proof.
+    """
+
+    source: Structure
+    target: Structure
+    sites: Mapping[str, str]
+    by_name: bool
+
+    def carry(self, arrays: Params) -> dict[str, Array]:
+        """Return the ticket's ``arrays`` as the model has them; roles without a twin are left."""
+        if not self.by_name:
+            arrays = in_canonical_order(arrays, self.source)
+        placed = {}
+        for name, array in arrays.items():
+            site, _, role = name.rpartition(".")
+            twin = f"{self.sites[site]}.{role}"
+            if twin in self.target.shapes:
+                placed[twin] = array
+        return placed if self.by_name else in_native_order(placed, self.target)
+
+    def differences(self) -> str:
+        """Return which attributes of paired sites differ, as a sentence; empty if none."""
+        twins = {site.name: site for site in self.target.sites}
+        found = []
+        for site in self.source.sites:
+            twin = twins[self.sites[site.name]]
+            found += [
+                f"{site.name}: {key} is {site.attrs[key]} in the ticket, {twin.attrs[key]} in "
+                f"{twin.name}"
+                for key in sorted(site.attrs.keys() & twin.attrs.keys())
+                if site.attrs[key] != twin.attrs[key]
+            ]
+        return "What differs: " + "; ".join(found) if found else ""
 
 
 def record_probe(
@@ -29,50 +74,53 @@ def record_probe(
     """
     if structure.why_not_portable():
         return None
+    synthetic = in_native_order(synthetic_params(structure.sites), structure)
     before = backend.read(model, structure)
+    outputs = []
     try:
-        backend.write(model, structure, synthetic_params(structure.sites))
-        synthetic = backend.forward(model, structure, probe_inputs(structure))
-        backend.write(model, structure, weights)
-        ticket = backend.forward(model, structure, probe_inputs(structure))
+        for values in (synthetic, weights):
+            backend.write(model, structure, values)
+            outputs.append(backend.forward(model, structure, probe_inputs(structure)))
     finally:
         backend.write(model, structure, before)
-    return Probe(synthetic, ticket)
+    return Probe(*outputs)
 
 
 def pair(
-    record: TicketRecord, backend: Backend, model: Structure, mapping: Mapping[str, str] | None
-) -> tuple[dict[str, str], bool]:
-    """Return ``{ticket site: model site}`` and whether the probe must prove it.
-
-    Within one framework, equal names and shapes are enough.
+    record: TicketRecord,
+    backend: Backend,
+    target: Structure,
+    mapping: Mapping[str, str] | None = None,
+) -> Pairing:
+    """Return which site is which: by name within one framework, else by the graph of layers.
 
     Raises:
         MatchError: the ticket is for another architecture.
         AmbiguousMatchError: several pairings fit.
         NotPortableError: the graph that would pair the two is not known on one side.
     """
-    native = record.provenance.get("framework") == backend.name
-    if native and not mapping:
+    source = record.structure
+    if record.provenance.get("framework") == backend.name and not mapping:
         try:
-            return match_by_name(record.structure, model), False
+            return Pairing(source, target, match_by_name(source, target), by_name=True)
         except MatchError:
-            if record.structure.why_not_portable() or model.why_not_portable():
+            # Renamed layers may still match by graph; other shapes cannot.
+            if source.why_not_portable() or target.why_not_portable():
                 raise
-            if sorted(record.structure.shapes.values()) != sorted(model.shapes.values()):
+            if sorted(source.shapes.values()) != sorted(target.shapes.values()):
                 raise
-    _check_portable(record, model)
-    return match_by_graph(record.structure, model, mapping), True
+    _check_portable(record, target)
+    return Pairing(source, target, match_by_graph(source, target, mapping), by_name=False)
 
 
-def _check_portable(record: TicketRecord, model: Structure) -> None:
+def _check_portable(record: TicketRecord, target: Structure) -> None:
     reason = record.structure.why_not_portable()
     if reason or record.probe is None:
         raise NotPortableError(
             f"the ticket is for its own framework and its own names only: {reason or 'no probe'}. "
             "Make it again with example=, one input batch of the model"
         )
-    reason = model.why_not_portable()
+    reason = target.why_not_portable()
     if reason:
         raise NotPortableError(
             f"the layers of this model are not known well enough to place the ticket: {reason}. "
@@ -99,14 +147,15 @@ def place(
     if weights not in ("ticket", "keep", "reinit"):
         raise InvalidValueError(f"weights is {weights!r}; expected 'ticket', 'keep' or 'reinit'")
     structure = backend.describe(model, example)
-    sites, prove = pair(record, backend, structure, mapping)
+    pairing = pair(record, backend, structure, mapping)
+    masks = Masks(pairing.carry(record.masks))
     before = backend.read(model, structure)
     try:
-        if prove and record.probe:
-            _prove(record, record.probe, backend, model, structure, sites)
-        masks = Masks(_renamed(record.masks, sites, structure))
+        if not pairing.by_name:
+            _prove(record, backend, model, pairing)
+            backend.write(model, structure, before)
         if weights == "ticket":
-            backend.write(model, structure, _renamed(record.weights(), sites, structure))
+            backend.write(model, structure, pairing.carry(record.weights()))
         elif weights == "reinit":
             backend.write(model, structure, backend.redraw(model, structure, seed))
     except BaseException:
@@ -115,53 +164,20 @@ def place(
     return structure, masks
 
 
-def _prove(
-    record: TicketRecord,
-    probe: Probe,
-    backend: Backend,
-    model: Any,
-    structure: Structure,
-    sites: Mapping[str, str],
-) -> None:
-    """Run both probes; the caller restores the weights."""
+def _prove(record: TicketRecord, backend: Backend, model: Any, pairing: Pairing) -> None:
+    """Run both probes on the model; the caller restores its weights."""
+    assert record.probe is not None  # checked where the pairing was made
+    synthetic = in_native_order(synthetic_params(record.structure.sites), record.structure)
     trials = (
-        ("made-up weights", synthetic_params(record.structure.sites), probe.synthetic),
-        ("the ticket's weights", record.weights(), probe.ticket),
+        ("made-up weights", synthetic, record.probe.synthetic),
+        ("the ticket's weights", record.weights(), record.probe.ticket),
     )
-    before = backend.read(model, structure)
+    tolerance = max(tolerance_for(record.structure), tolerance_for(pairing.target))
     for what, values, expected in trials:
-        backend.write(model, structure, _renamed(values, sites, structure))
-        found = backend.forward(model, structure, probe_inputs(record.structure))
+        backend.write(model, pairing.target, pairing.carry(values))
+        found = backend.forward(model, pairing.target, probe_inputs(record.structure))
         try:
-            check_outputs(expected, found, what)
+            check_outputs(expected, found, what, tolerance)
         except ProbeMismatchError as error:
-            hints = _attribute_differences(record.structure, structure, sites)
+            hints = pairing.differences()
             raise ProbeMismatchError(f"{error}. {hints}" if hints else str(error)) from None
-    backend.write(model, structure, before)
-
-
-def _renamed(
-    arrays: Mapping[str, Array], sites: Mapping[str, str], model: Structure
-) -> dict[str, Array]:
-    """Return ``arrays`` under the model's names; roles that the model has no twin of are left."""
-    renamed = {}
-    for name, array in arrays.items():
-        site, _, role = name.rpartition(".")
-        target = f"{sites[site]}.{role}"
-        if target in model.shapes:
-            renamed[target] = array
-    return renamed
-
-
-def _attribute_differences(ticket: Structure, model: Structure, sites: Mapping[str, str]) -> str:
-    theirs = {site.name: site for site in model.sites}
-    found = []
-    for site in ticket.sites:
-        twin = theirs[sites[site.name]]
-        found += [
-            f"{site.name}: {key} is {site.attrs[key]} in the ticket, {twin.attrs[key]} in "
-            f"{twin.name}"
-            for key in sorted(site.attrs.keys() & twin.attrs.keys())
-            if site.attrs[key] != twin.attrs[key]
-        ]
-    return "What differs: " + "; ".join(found) if found else ""

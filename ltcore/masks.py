@@ -57,7 +57,7 @@ class Masks(Mapping[str, Array]):
     @classmethod
     def nonzero(cls, params: Params) -> "Masks":
         """Keep what is not zero."""
-        return cls.adopt({name: np.ascontiguousarray(a != 0) for name, a in params.items()})
+        return cls.adopt({name: np.asarray(a != 0, order="C") for name, a in params.items()})
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -74,7 +74,7 @@ class Masks(Mapping[str, Array]):
         return self.keys() == other.keys() and all(np.array_equal(self[n], other[n]) for n in self)
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return hash(frozenset(self.counts.items()))
 
     def __repr__(self) -> str:
         return f"Masks(kept={self.kept}, total={self.total}, parameters={len(self)})"
@@ -134,7 +134,7 @@ class Masks(Mapping[str, Array]):
             MaskError: the two are not over the same parameters and shapes.
         """
         self.check_shapes({name: mask.shape for name, mask in other.items()}, "the other masks")
-        return Masks.adopt({name: mask & other[name] for name, mask in self.items()})
+        return Masks.adopt({n: np.asarray(mask & other[n]) for n, mask in self.items()})
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], whose: str) -> None:
         """Raise unless the masks are over exactly the parameters in ``shapes``.

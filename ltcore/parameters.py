@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ltcore.arrays import Array
+from ltcore.arrays import Array, Params
 from ltcore.errors import NothingPrunableError
 from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
 
@@ -175,22 +175,28 @@ def prunable_infos(infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
     return chosen
 
 
-def regrouped(
-    arrays: Mapping[str, Array], structure: Structure, *, to_canonical: bool = True
-) -> dict[str, Array]:
-    """Return ``arrays`` with flattened feature axes permuted between native and canonical order.
+def in_canonical_order(arrays: Params, structure: Structure) -> dict[str, Array]:
+    """Return ``arrays`` with the features behind a flatten ordered channels first.
 
-    A dense kernel has them along its inputs, a norm behind a flatten along its only axis.
+    Backends, holds and tickets in memory keep the order of their framework. It is left only where
+    frameworks meet: in selection (so that ties fall alike), in files, and in exchange.
     """
+    return _reordered(arrays, structure, to_canonical=True)
+
+
+def in_native_order(arrays: Params, structure: Structure) -> dict[str, Array]:
+    """Undo `in_canonical_order`."""
+    return _reordered(arrays, structure, to_canonical=False)
+
+
+def _reordered(arrays: Params, structure: Structure, *, to_canonical: bool) -> dict[str, Array]:
     result = dict(arrays)
-    for site in structure.sites:
-        if site.in_group is None:
+    for name, site, role in structure.items():
+        if site.in_group is None or name not in result:
             continue
-        for role in site.roles:
-            name = f"{site.name}.{role.name}"
-            axis = KINDS[site.kind].in_axis if role.name == "weight" else None
-            if site.kind in ("batchnorm", "layernorm") and len(role.shape) == 1:
-                axis = 0
-            if name in result and axis is not None:
-                result[name] = reorder(result[name], axis, site.in_group, to_canonical=to_canonical)
+        axis = KINDS[site.kind].in_axis if role.name == "weight" else None
+        if site.kind in ("batchnorm", "layernorm") and len(role.shape) == 1:
+            axis = 0
+        if axis is not None:
+            result[name] = reorder(result[name], axis, site.in_group, to_canonical=to_canonical)
     return result

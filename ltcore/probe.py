@@ -17,8 +17,8 @@ from ltcore.errors import ProbeMismatchError
 from ltcore.parameters import Interface, Site, Structure
 
 BATCH = 2
-TOLERANCE = 3e-5
-"""Largest difference, relative to the largest output, that float32 arithmetic explains."""
+TOLERANCES = {"float64": 3e-5, "float32": 3e-5, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference, relative to the largest output, that a dtype's arithmetic explains."""
 
 _WEIGHT_SEED = 7
 _INPUT_SEED = 0
@@ -48,7 +48,7 @@ def probe_inputs(structure: Structure) -> list[Array]:
 def _input(face: Interface, index: int, vocabulary: int) -> Array:
     shape = (BATCH, *face.shape[1:])
     values = _uniform(shape, _INPUT_SEED + index)
-    if face.dtype.startswith("float"):
+    if "float" in face.dtype:
         return values
     return ((values + 1) / 2 * vocabulary).astype(face.dtype).clip(0, vocabulary - 1)
 
@@ -86,8 +86,16 @@ def _uniform(shape: tuple[int, ...], seed: int) -> Array:
     return unit.astype(np.float32).reshape(shape)
 
 
-def check_outputs(expected: Sequence[Array], found: Sequence[Array], what: str) -> None:
-    """Raise unless the outputs agree within `TOLERANCE` of the largest one.
+def tolerance_for(structure: Structure) -> float:
+    """Return the tolerance of the coarsest dtype among the parameters."""
+    dtypes = {role.dtype for _, _, role in structure.items() if not role.state}
+    return max((TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=TOLERANCES["float32"])
+
+
+def check_outputs(
+    expected: Sequence[Array], found: Sequence[Array], what: str, tolerance: float
+) -> None:
+    """Raise unless the outputs agree within ``tolerance`` of the largest one.
 
     Raises:
         ProbeMismatchError: gives the largest difference and where it is.
@@ -100,10 +108,10 @@ def check_outputs(expected: Sequence[Array], found: Sequence[Array], what: str) 
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):
         scale = float(np.max(np.abs(want), initial=0.0)) or 1.0
         gap = float(np.max(np.abs(want - got), initial=0.0))
-        if not gap <= TOLERANCE * scale:
+        if not gap <= tolerance * scale:
             raise ProbeMismatchError(
                 f"with {what}, output {index} differs from the ticket's by {gap:.3g} "
-                f"({gap / scale:.1e} of the largest output; {TOLERANCE:.0e} allowed): the models "
+                f"({gap / scale:.1e} of the largest output; {tolerance:.0e} allowed): the models "
                 "do not compute the same function. Compare strides and padding, epsilons, "
                 "activations, pooling, and the order of layers; the model was left as it was"
             )

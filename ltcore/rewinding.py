@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ltcore.arrays import Params
 from ltcore.errors import InvalidValueError
@@ -27,6 +27,7 @@ class RewindContext:
     redraw: Callable[[], Params]
 
 
+@runtime_checkable
 class RewindPolicy(Protocol):
     """A rule for the weights from which a round starts."""
 

@@ -70,7 +70,6 @@ class OneShot:
     """Reach ``sparsity`` in one pruning."""
 
     sparsity: Amounts
-    rounds: int = 1
 
     def __post_init__(self) -> None:
         _check(self.sparsity, "sparsity")
@@ -78,6 +77,11 @@ class OneShot:
     def goal(self, round_index: int) -> Goal:
         """Return the sparsity."""
         return Sparsity(self.sparsity)
+
+    @property
+    def rounds(self) -> int:
+        """One."""
+        return 1
 
 
 def _check_rounds(rounds: int) -> None:

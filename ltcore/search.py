@@ -1,5 +1,6 @@
 """The search for a ticket: train, score, mask, rewind, again. The loop owns only the order."""
 
+import dataclasses
 import inspect
 import math
 import warnings
@@ -10,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ltcore.allocation import Allocation, Goal
-from ltcore.arrays import Params
+from ltcore.arrays import Params, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, score
-from ltcore.errors import HoldError, InvalidValueError
-from ltcore.held import held_by, hold_model
+from ltcore.errors import InvalidValueError, ModelError
+from ltcore.holds import hold_model
 from ltcore.masks import Masks
-from ltcore.parameters import ParamInfo, Structure, regrouped
+from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
 from ltcore.plugins import registry
 from ltcore.rewinding import RewindContext, RewindPolicy
 from ltcore.schedules import Schedule
@@ -67,8 +68,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A search with every choice made; `ltcore.find_ticket` says what they mean."""
+    """A search with every choice made; `ltcore.iter_rounds` says what they mean."""
 
+    model: Any
     backend: Backend
     infos: tuple[ParamInfo, ...]
     schedule: Schedule
@@ -84,7 +86,7 @@ class Plan:
     @property
     def resumes(self) -> bool:
         """Whether rewound rounds go on at the rewind step instead of training in full."""
-        return self.policy.resume_step > 0 and _takes_start_step(self.train)
+        return self.policy.resume_step > 0 and takes_start_step(self.train)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,112 +99,125 @@ class _Run:
     first_input: Any
 
 
-def run_rounds(plan: Plan, model: Any, structure: Structure) -> Iterator[Round]:
+def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
     """Yield round 0 (dense), then a round after each pruning.
 
     Raises:
-        HoldError: the model is held already.
         InvalidValueError: training ended before the rewind step.
     """
-    if held_by(plan.backend, model):
-        raise HoldError("the model is held already; release that hold before a search")
     masks = Masks.ones({info.name: info.shape for info in plan.infos})
-    start: Params = plan.backend.read(model, structure)
-    run = _train(plan, model, structure, 0, plan.policy.snapshots)
-    structure, start, run = _with_graph(plan, model, structure, start, run)
+    start = _read(plan, structure)
+    run = _train(plan, structure, 0, plan.policy.snapshots)
+    structure = _with_graph(plan, structure, run.first_input)
     snapshots = {0: start, **run.snapshots}
-    finished = _finish(plan, model, structure, 0, masks, start, run.steps, None)
+    finished = _finish(plan, structure, 0, masks, start, run.steps, None)
     yield finished
 
     for index in range(1, plan.schedule.rounds + 1):
-        goal = plan.schedule.goal(index)
-        masks = _prune(plan, model, structure, masks, goal, snapshots, index)
-        start = _rewind(plan, model, structure, masks, snapshots, run.trained, index)
-        plan.backend.write(model, structure, masks.apply(start))
-        hold_model(model, plan.backend, structure, masks, existing="replace")
+        masks = _prune(plan, structure, masks, snapshots, index)
+        start = _rewind(plan, structure, masks, snapshots, run.trained, index)
+        plan.backend.write(plan.model, structure, masks.apply(start))
+        hold_model(plan.model, plan.backend, structure, masks, existing="replace")
         steps = 0
         if index < plan.schedule.rounds or plan.evaluate:
-            resume_step = plan.policy.resume_step if plan.resumes else 0
-            run = _train(plan, model, structure, resume_step, ())
+            run = _train(plan, structure, plan.policy.resume_step if plan.resumes else 0, ())
             steps = run.steps
-        finished = _finish(plan, model, structure, index, masks, start, steps, finished.ticket.id)
+        finished = _finish(plan, structure, index, masks, start, steps, finished.ticket.id)
         yield finished
 
 
-def _train(
-    plan: Plan, model: Any, structure: Structure, start_step: int, snapshots: tuple[int, ...]
-) -> _Run:
+def _read(plan: Plan, structure: Structure) -> Params:
+    """Return all params, read-only: snapshots are shared between rounds and their tickets."""
+    params = plan.backend.read(plan.model, structure)
+    return {name: freeze(array) for name, array in params.items()}
+
+
+def _train(plan: Plan, structure: Structure, start_step: int, snapshots: tuple[int, ...]) -> _Run:
     """Train once, with a fresh optimizer, counting updates and taking snapshots."""
-    plan.backend.fresh_optimizer(model, start_step)
-    watch = plan.backend.watch(model, structure, [step for step in snapshots if step > 0])
+    plan.backend.fresh_optimizer(plan.model, start_step)
+    wanted = [step for step in snapshots if step > 0]
+    watch = plan.backend.watch(plan.model, structure, wanted)
     try:
-        if _takes_start_step(plan.train):
-            plan.train(model, start_step)
+        if takes_start_step(plan.train):
+            plan.train(plan.model, start_step=start_step)
         else:
-            plan.train(model)
+            plan.train(plan.model)
     finally:
         watch.stop()
-    missed = [step for step in snapshots if step > watch.steps]
+    missed = [step for step in wanted if step > watch.steps]
     if missed:
         raise InvalidValueError(
             f"rewind_to is step {missed[0]}, but training made {watch.steps} optimizer updates; "
             "rewind to an earlier step or train longer"
         )
-    trained = plan.backend.read(model, structure)
-    return _Run(trained, dict(watch.snapshots), watch.steps, watch.first_input)
+    if not watch.steps:
+        warnings.warn(
+            "training made no optimizer update of this model that ltcore could see: did train() "
+            "train the model that it was given, with an optimizer of the framework?",
+            stacklevel=4,
+        )
+    seen = {
+        step: {name: freeze(array) for name, array in params.items()}
+        for step, params in watch.snapshots.items()
+    }
+    return _Run(_read(plan, structure), seen, watch.steps, watch.first_input)
 
 
-def _with_graph(
-    plan: Plan, model: Any, structure: Structure, start: Params, run: _Run
-) -> tuple[Structure, Params, _Run]:
-    """Learn how data flows from the first input that training showed, if nobody gave an example.
-
-    What was read before goes into the order of features that is only known now.
-    """
-    if not structure.untraced or run.first_input is None:
-        return structure, start, run
-    traced = plan.backend.describe(model, run.first_input)
-    snapshots = {step: regrouped(params, traced) for step, params in run.snapshots.items()}
-    trained = regrouped(run.trained, traced)
-    return traced, regrouped(start, traced), _Run(trained, snapshots, run.steps, run.first_input)
+def _with_graph(plan: Plan, structure: Structure, first_input: Any) -> Structure:
+    """Learn how data flows from the first input that training showed, if nobody gave an example."""
+    if not structure.untraced or first_input is None:
+        return structure
+    try:
+        return plan.backend.describe(plan.model, first_input)
+    except ModelError as error:  # the example was a guess: it must not end the user's run
+        return dataclasses.replace(structure, untraced=str(error))
 
 
 def _prune(
     plan: Plan,
-    model: Any,
     structure: Structure,
     masks: Masks,
-    goal: Goal,
     snapshots: Mapping[int, Params],
     index: int,
 ) -> Masks:
-    rewind = snapshots[plan.policy.resume_step]
     signals = {
-        "weight": plan.backend.read(model, structure, masks),
+        "weight": plan.backend.read(plan.model, structure, masks),
         "initial": snapshots[0],
-        "rewind": rewind,
+        "rewind": snapshots.get(plan.policy.resume_step, snapshots[0]),
     }
-    return next_masks(
-        plan.criterion, plan.allocation, goal, masks, plan.infos, signals, plan.gradients,
-        _generator(plan.seed, index),
-    )  # fmt: skip
+    pruning = Pruning(
+        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, structure
+    )
+    return next_masks(pruning, masks, signals, plan.gradients, _generator(plan.seed, index))
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """One pruning, with every choice made."""
+
+    criterion: Criterion
+    allocation: Allocation
+    goal: Goal
+    infos: tuple[ParamInfo, ...]
+    structure: Structure
 
 
 def next_masks(
-    criterion: Criterion,
-    allocation: Allocation,
-    goal: Goal,
+    pruning: Pruning,
     masks: Masks,
-    infos: tuple[ParamInfo, ...],
     signals: Mapping[str, Params],
     gradients: Gradients | None,
     rng: np.random.Generator,
 ) -> Masks:
-    """Return ``masks`` pruned to ``goal``.
+    """Return ``masks`` pruned to the goal.
+
+    Criterion and selection see canonical feature order, so that ties and random scores fall on
+    the same weights in every framework.
 
     Raises:
         InvalidValueError: the criterion needs a signal that was not given.
     """
+    criterion, structure = pruning.criterion, pruning.structure
     wanted = {name: signals[name] for name in signals if name in {"weight", *criterion.needs}}
     if "gradient" in criterion.needs:
         if gradients is None:
@@ -217,8 +232,11 @@ def next_masks(
             f"criterion {criterion.name!r} needs {missing}, which only a search has; "
             "use find_ticket or iter_rounds"
         )
-    scores = score(criterion, wanted, masks, infos, rng)
-    chosen = select(scores, masks, allocation(goal, masks, infos))
+    ordered = {name: in_canonical_order(arrays, structure) for name, arrays in wanted.items()}
+    before = Masks.adopt(in_canonical_order(masks, structure))
+    scores = score(criterion, ordered, before, pruning.infos, rng)
+    groups = pruning.allocation(pruning.goal, before, pruning.infos)
+    chosen = Masks.adopt(in_native_order(select(scores, before, groups), structure))
     if chosen.emptied:
         warnings.warn(
             f"no weight survives in {list(chosen.emptied)}: no signal passes there; prune less, "
@@ -230,7 +248,6 @@ def next_masks(
 
 def _rewind(
     plan: Plan,
-    model: Any,
     structure: Structure,
     masks: Masks,
     snapshots: Mapping[int, Params],
@@ -238,15 +255,15 @@ def _rewind(
     index: int,
 ) -> Params:
     seed = int(_generator(plan.seed, index).integers(2**31))
-    context = RewindContext(
-        masks, snapshots, trained, lambda: plan.backend.redraw(model, structure, seed)
-    )
-    return plan.policy.rewind(context)
+
+    def redraw() -> Params:
+        return plan.backend.redraw(plan.model, structure, seed)
+
+    return plan.policy.rewind(RewindContext(masks, snapshots, trained, redraw))
 
 
 def _finish(
     plan: Plan,
-    model: Any,
     structure: Structure,
     index: int,
     masks: Masks,
@@ -255,14 +272,27 @@ def _finish(
     parent: str | None,
 ) -> Round:
     """Evaluate the trained model, make the round's ticket, and tell plugins."""
-    metrics = _measure(plan.evaluate, model) if plan.evaluate else {}
-    schedule = "resumed" if index and plan.resumes else "restarted"
-    provenance = {
+    metrics = _measure(plan.evaluate, plan.model) if plan.evaluate else {}
+    provenance = _story(plan, index, metrics, steps, parent)
+    ticket = make_ticket(plan.backend, plan.model, structure, masks, start, provenance)
+    finished = Round(index, ticket, metrics, steps)
+    registry().manager.hook.ltcore_round_finished(round=finished)
+    return finished
+
+
+def _story(
+    plan: Plan, index: int, metrics: Mapping[str, float], steps: int, parent: str | None
+) -> dict[str, Any]:
+    """Return a round's provenance: plain JSON data."""
+    told: dict[str, Any] = {
         **origin(plan.backend),
         "criterion": plan.criterion.name,
         "scope": plan.scope,
         "round": index,
-        "rewind": {**plan.policy.describe(), "schedule": schedule},
+        "rewind": {
+            **plan.policy.describe(),
+            "schedule": "resumed" if index and plan.resumes else "restarted",
+        },
         "seed": plan.seed,
         "parent": parent,
         "steps": steps,
@@ -271,29 +301,41 @@ def _finish(
     }
     if index:
         goal = plan.schedule.goal(index)
-        amounts = goal.amounts
-        shared = dict(amounts) if isinstance(amounts, Mapping) else amounts
-        provenance["goal"] = {type(goal).__name__.lower(): shared}
-    ticket = make_ticket(plan.backend, model, structure, masks, start, provenance)
-    finished = Round(index, ticket, metrics, steps)
-    registry().manager.hook.ltcore_round_finished(round=finished)
-    return finished
+        shared = dict(goal.amounts) if isinstance(goal.amounts, Mapping) else goal.amounts
+        told["goal"] = {type(goal).__name__.lower(): shared}
+    return told
 
 
 def _measure(evaluate: Evaluate, model: Any) -> dict[str, float]:
     result = evaluate(model)
-    if isinstance(result, Mapping):
-        return {str(name): float(value) for name, value in result.items()}
-    return {"score": float(result)}
+    named = result if isinstance(result, Mapping) else {"score": result}
+    try:
+        return {str(name): float(value) for name, value in named.items()}
+    except (TypeError, ValueError):
+        raise InvalidValueError(
+            f"evaluate returned {result!r}; expected a number or {{metric: number}}"
+        ) from None
 
 
-def _takes_start_step(train: Train) -> bool:
+def takes_start_step(train: Train) -> bool:
     """Whether ``train`` is of the form ``train(model, start_step)``."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = [p for p in inspect.signature(train).parameters.values() if p.kind in kinds]
-    return len(found) > 1 and (
-        found[1].name == "start_step" or found[1].default is inspect.Parameter.empty
-    )
+    return "start_step" in inspect.signature(train).parameters
+
+
+def check_train(train: Train) -> None:
+    """Raise unless ``train`` can be called with a model, or with a model and a start step.
+
+    Raises:
+        InvalidValueError: shows the signature.
+    """
+    signature = inspect.signature(train)
+    try:
+        signature.bind(None, **({"start_step": 0} if takes_start_step(train) else {}))
+    except TypeError:
+        raise InvalidValueError(
+            f"train has the signature {signature}; expected train(model) or train(model, "
+            "start_step). Bind other arguments first, for example with functools.partial"
+        ) from None
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:

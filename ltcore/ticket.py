@@ -1,5 +1,6 @@
 """The ticket: masks, rewind params and provenance as one value that people save, load and apply."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,7 +15,7 @@ from ltcore.arrays import Params
 from ltcore.backend import Backend
 from ltcore.errors import HoldError
 from ltcore.exchange import Weights
-from ltcore.held import Existing, Hold, held_by, hold_model
+from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore.plugins import backend_named, detect, registry
@@ -56,7 +57,7 @@ class Ticket(TicketRecord):
         structure = driver.describe(model, example)
         params = driver.read(model, structure)
         provenance = {**origin(driver), "rewind": {"kind": "present", "step": 0}}
-        return make_ticket(driver, model, structure, hold.masks_for(structure), params, provenance)
+        return make_ticket(driver, model, structure, hold.masks, params, provenance)
 
     @cached_property
     def id(self) -> str:
@@ -99,8 +100,7 @@ class Ticket(TicketRecord):
             HoldError: the model is held and ``existing`` is ``"error"``.
         """
         driver = resolve_backend(model, backend)
-        if existing == "error" and (hold := held_by(driver, model)):
-            return hold_model(model, driver, hold.structure, hold.masks, existing)
+        check_free(driver, model, existing)
         structure, masks = exchange.place(
             self, driver, model, example=example, mapping=mapping, weights=weights, seed=seed
         )
@@ -145,14 +145,25 @@ def make_ticket(
     params: Params,
     provenance: Mapping[str, Any],
 ) -> Ticket:
-    """Return a ticket with its probe and what plugins add to its provenance."""
-    weights = masks.apply(params)
-    probe = exchange.record_probe(backend, model, structure, weights)
+    """Return a ticket with its probe and what plugins add to its provenance.
+
+    A model that cannot be probed (it takes one batch size only, say) gives a ticket for its own
+    framework, with a warning that says why.
+    """
+    try:
+        probe = exchange.record_probe(backend, model, structure, masks.apply(params))
+    except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
+        probe = None
+        warnings.warn(
+            f"no probe, so the ticket stays in {backend.name}: the model fails on made-up inputs "
+            f"of the example's shape: {type(error).__name__}: {error}",
+            stacklevel=4,
+        )
     ticket = Ticket(structure, masks, params, provenance, probe)
     manager = registry().manager
     extra = {}
     for impl in manager.hook.ltcore_ticket_metadata.get_hookimpls():
-        added: Any = impl.function(ticket=ticket)
+        added: Any = impl.function(*([ticket] if impl.argnames else []))
         if added:
             extra[impl.plugin_name] = dict(added)
     if not extra:

@@ -19,7 +19,14 @@ from ltcore.errors import TicketFileError
 from ltcore.layouts import KINDS
 from ltcore.maskcoding import CodedMask
 from ltcore.masks import Masks
-from ltcore.parameters import Interface, Role, Site, Structure
+from ltcore.parameters import (
+    Interface,
+    Role,
+    Site,
+    Structure,
+    in_canonical_order,
+    in_native_order,
+)
 from ltcore.probe import Probe
 
 EXPANSION_FLOOR = 1 << 28
@@ -83,18 +90,19 @@ def read(path: str | PathLike[str]) -> TicketRecord:
 
 
 def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any]]:
-    weights = record.weights()
-    check_finite(weights)
+    weights = in_canonical_order(record.weights(), record.structure)
+    masks = in_canonical_order(record.masks, record.structure)
+    check_finite(_trained(weights, record.structure))
     tensors: dict[str, Array] = {}
     coded = {}
     for name, _, _role in record.structure.items():
         array = weights[name]
-        if name not in record.masks:
+        if name not in masks:
             tensors[name] = array
             continue
-        mask = maskcoding.encode(record.masks[name])
+        mask = maskcoding.encode(masks[name])
         tensors[f"{name}#{mask.encoding}"] = mask.data
-        tensors[f"{name}#kept"] = array[record.masks[name]]
+        tensors[f"{name}#kept"] = array[masks[name]]
         coded[name] = {"kept": mask.kept, "total": array.size, "k": mask.k}
     for kind, outputs in asdict(record.probe).items() if record.probe else ():
         tensors |= {f"probe/{kind}{i}": output for i, output in enumerate(outputs)}
@@ -110,6 +118,11 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any]]:
         "provenance": dict(record.provenance),
     }
     return tensors, manifest
+
+
+def _trained(params: Params, structure: Structure) -> dict[str, Array]:
+    """Return what training changes; a buffer may be infinite (an attention mask)."""
+    return {info.name: params[info.name] for info in structure.infos}
 
 
 def _unpack(source: Container) -> TicketRecord:
@@ -130,7 +143,7 @@ def _unpack(source: Container) -> TicketRecord:
             params[name] = _read_survivors(source, name, arrays[name])
         else:
             params[name] = _read_dense(source, name, role.shape)
-    check_finite(params)
+    check_finite(_trained(params, structure))
     masks = Masks.adopt(arrays)
     if (masks.kept, masks.total) != (manifest["kept"], manifest["total"]):
         raise TicketFileError(
@@ -141,7 +154,13 @@ def _unpack(source: Container) -> TicketRecord:
     provenance = manifest["provenance"]
     if not isinstance(provenance, dict):
         raise TicketFileError(f"{source.path}: provenance is no object")
-    return TicketRecord(structure, masks, params, provenance, _read_probe(source))
+    return TicketRecord(
+        structure,
+        Masks.adopt(in_native_order(masks, structure)),
+        in_native_order(params, structure),
+        provenance,
+        _read_probe(source),
+    )
 
 
 def _check_expansion(source: Container, structure: Structure) -> None:

@@ -584,3 +584,13 @@ def test_a_link_stays_a_link_and_modes_follow_the_umask(path, tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert path.stat().st_mode & 0o777 == 0o640
     open_container(path).verify()
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for target in (folder, tmp_path / "pipe"):
+        with pytest.raises(TicketFileError, match="not a regular file"):
+            container.write(target, {"a": np.ones(3)}, {})
+    assert (tmp_path / "pipe").is_fifo()

@@ -168,3 +168,13 @@ def test_apply_gives_plus_zero_whatever_was_there():
     assert not np.signbit(result["a"]).any()
     assert result["a"].dtype == np.float32
     assert result["b"].tolist() == [1, 1]
+
+
+def test_equal_masks_have_equal_hashes_and_scalars_stay_scalars():
+    a = lt.Masks({"x": np.ones(2, bool), "y": np.zeros(3, bool)})
+    b = lt.Masks({"y": np.zeros(3, bool), "x": np.ones(2, bool)})
+    assert a == b
+    assert hash(a) == hash(b)
+    scalar = lt.Masks.nonzero({"s": np.array(3.0)})
+    assert scalar["s"].shape == ()
+    assert (scalar & scalar)["s"].shape == ()

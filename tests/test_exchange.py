@@ -425,3 +425,39 @@ print(kept)
                             text=True, env={**os.environ})  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout.split()[-1]) == mlp_ticket.masks.kept
+
+
+class Permuted(nn.Module):
+    """Flattens in another order than torch's usual one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 5, 3), nn.Linear(5 * 8 * 6, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().permute(0, 2, 3, 1).flatten(1))
+
+
+def test_feature_orders_never_mix(tmp_path):
+    """Traced or not, within a framework masks and weights mean the same positions."""
+    x = data((2, 10, 8))[0]
+    model = Permuted()
+    search = find(model, train_torch, (2, 10, 8))
+    assert search.ticket.structure.by_name["fc.weight"][0].in_group[-1] == ("C", 5)
+    search.ticket.save(tmp_path / "t")
+    expected = out_torch(model, x)
+    for options in ({}, {"example": x[:1]}):
+        twin = Permuted()
+        hold = lt.load(tmp_path / "t").apply(twin, **options)
+        assert np.allclose(out_torch(twin, x), expected, atol=1e-6)
+        assert hold.masks == search.hold.masks
+    zeros = (model.fc.weight == 0).sum()
+    search.hold.release()
+    with lt.hold(model, search.ticket) as hold:
+        assert (model.fc.weight == 0).sum() == zeros
+    with lt.hold(model, search.ticket.masks):
+        assert (model.fc.weight == 0).sum() == zeros
+    usual = keras.Sequential([L.Input((10, 8, 2)), L.Conv2D(5, 3, activation="relu"), L.Flatten(),
+                              L.Dense(4)])  # fmt: skip
+    search.ticket.apply(usual)
+    assert np.allclose(out_keras(usual, x), expected, atol=1e-5)

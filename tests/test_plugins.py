@@ -76,7 +76,13 @@ def test_events_reach_plugins_and_metadata_reaches_tickets(entries):
     entries("ear", ltcore_round_finished=lambda round: heard.append(round.index),
             ltcore_ticket_metadata=lambda ticket: {"kept": str(ticket.masks.kept)})  # fmt: skip
     model = torch.nn.Linear(4, 4)
-    search = lt.find_ticket(model, lambda m: None, rounds=2, rate=0.5)
+
+    def train(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    search = lt.find_ticket(model, train, rounds=2, rate=0.5)
     assert heard == [0, 1, 2]
     assert search.ticket.provenance["plugins"] == {"ear": {"kept": "4"}}
 

@@ -317,3 +317,202 @@ def test_layers_left_without_survivors_are_reported():
         hold = lt.prune(model, sparsity=0.9)
     assert hold.report().emptied == ("1.weight",)
     assert "no survivors in: 1.weight" in str(hold.report())
+
+
+def test_snapshots_are_read_only_for_criteria_and_users():
+    @lt.criterion("test-writes", needs={"initial"})
+    def rule(param):
+        param.initial[...] = 0
+        return abs(param.weight)
+
+    with pytest.raises(ValueError, match="read-only"):
+        lt.find_ticket(convnet(), Loop(), rounds=1, rate=0.2, criterion="test-writes")
+    ticket = next(lt.iter_rounds(convnet(), Loop(), rounds=1, rate=0.2)).ticket
+    with pytest.raises(ValueError, match="read-only"):
+        ticket.params["4.weight"][...] = 0
+
+
+def test_batches_that_are_empty_or_can_be_read_once():
+    options = {"criterion": "test-gradient", "loss": torch.nn.functional.cross_entropy}
+    with pytest.raises(InvalidValueError, match="batches is empty"):
+        lt.prune(convnet(), 0.5, batches=[], **options)
+    with pytest.raises(InvalidValueError, match="batches is an iterator"):
+        lt.find_ticket(convnet(), Loop(), rounds=1, rate=0.2, batches=iter([(X, Y)]), **options)
+    lt.prune(convnet(), 0.5, batches=iter([(X, Y)]), **options)
+
+
+@pytest.mark.parametrize(
+    "train", [lambda model, epochs: None, lambda: None, lambda model, *, lr: None]
+)
+def test_train_functions_that_cannot_be_called_are_refused_first(train):
+    with pytest.raises(InvalidValueError, match=r"train has the signature.*train\(model\)"):
+        lt.find_ticket(convnet(), train, rounds=1, rate=0.2)
+
+
+def test_train_may_take_start_step_by_keyword_only():
+    began = []
+
+    def train(model, *, start_step):
+        began.append(start_step)
+        Loop()(model)
+
+    lt.find_ticket(convnet(), train, rounds=2, rate=0.2, rewind_to=4)
+    assert began == [0, 4]
+
+
+def test_training_that_updates_nothing_is_a_warning():
+    with pytest.warns(UserWarning, match="no optimizer update"):
+        lt.find_ticket(convnet(), lambda model: None, rounds=1, rate=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_dtypes_can_be_searched(dtype, tmp_path):
+    model = convnet().to(dtype)
+
+    def train(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(X.to(dtype)), Y).backward()
+            optimizer.step()
+
+    search = lt.find_ticket(model, train, rounds=2, rate=0.3, rewind_to=1)
+    search.ticket.save(tmp_path / "t")
+    twin = convnet(seed=4).to(dtype)
+    lt.load(tmp_path / "t").apply(twin)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[name]), name
+    assert search.ticket.probe is not None
+
+
+class Fixed(torch.nn.Module):
+    """Takes one batch size only."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(36, 4)
+
+    def forward(self, x):
+        return self.fc(x.view(8, 36))
+
+
+def test_a_model_that_cannot_be_probed_still_gives_tickets():
+    with pytest.warns(UserWarning, match="no probe, so the ticket stays in torch"):
+        search = lt.find_ticket(Fixed(), Loop(), rounds=1, rate=0.2)
+    search.ticket.apply(Fixed())
+
+
+class Buffered(Fixed):
+    """Has a buffer with an infinity, and one that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x)
+
+
+def test_infinite_and_unsaved_buffers(tmp_path):
+    loop, counts = Loop(), []
+
+    def train(model):
+        counts.append(float(model.count))
+        loop(model)
+
+    search = lt.find_ticket(Buffered(), train, rounds=2, rate=0.2)
+    search.ticket.save(tmp_path / "t")
+    assert lt.load(tmp_path / "t").params["buffered.mask"][1] == -np.inf
+    assert counts == [0, 0], "buffers that are not saved are rewound too"
+
+
+def test_a_guessed_example_that_fails_leaves_the_structure_untraced():
+    class Scalar(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(36, 4)
+            self.calls = 0
+
+        def forward(self, x, factor):
+            self.calls += 1
+            if self.calls > 12:
+                raise RuntimeError("no more")
+            return self.fc(x.flatten(1)) * factor
+
+    def train(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(12):
+            model(X[:8], torch.tensor(2.0)).square().mean().backward()
+            optimizer.step()
+
+    search = lt.find_ticket(Scalar(), train, rounds=1, rate=0.2)
+    assert "no more" in search.ticket.structure.untraced
+
+
+@pytest.mark.parametrize("result", [None, [1, 2], {"a": {"b": 1}}, "good"])
+def test_evaluate_that_returns_something_odd(result):
+    with pytest.raises(InvalidValueError, match="evaluate returned"):
+        lt.find_ticket(convnet(), Loop(1), rounds=1, rate=0.2, evaluate=lambda m: result)
+
+
+def test_a_diverged_run_still_has_a_ticket():
+    search = lt.find_ticket(convnet(), Loop(1), rounds=1, rate=0.2, evaluate=lambda m: float("nan"))
+    assert np.isnan(search.rounds[0].metrics["score"])
+    assert search.ticket.provenance["metrics"] == {"score": "nan"}
+    assert search.ticket.id.startswith("sha256:")
+
+
+def test_numbers_of_numpy_and_schedules_by_name():
+    loop = Loop()
+    search = lt.find_ticket(convnet(), loop, schedule="to-sparsity", rounds=2, sparsity=0.5,
+                            rewind_to=np.int64(2))  # fmt: skip
+    assert search.ticket.masks.kept == 459
+    with pytest.raises(InvalidValueError, match="schedule= is given, and also"):
+        lt.find_ticket(convnet(), loop, schedule=lt.OneShot(0.5), rounds=3)
+    with pytest.raises(InvalidValueError, match="'one-shot' does not take.*rounds"):
+        lt.find_ticket(convnet(), loop, schedule="one-shot", sparsity=0.5, rounds=3)
+    for options in ({"criterion": 3}, {"scope": None}, {"rewind_to": None}, {"rewind_to": 2.0}):
+        with pytest.raises(InvalidValueError, match="expected"):
+            lt.find_ticket(convnet(), loop, **{"rounds": 1, "rate": 0.2, **options})
+
+
+def test_functions_in_provenance_have_the_same_name_in_every_process():
+    def halves(goal, masks, infos):
+        return [lt.Group((info.name,), info.shape[0]) for info in infos]
+
+    search = lt.find_ticket(convnet(), Loop(), rounds=1, rate=0.2, scope=halves)
+    assert "0x" not in search.ticket.provenance["scope"]
+    assert "halves" in search.ticket.provenance["scope"]
+
+
+def test_fine_tuning_after_a_search_keeps_the_optimizers_state():
+    model = convnet()
+    shared = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    lt.find_ticket(model, Loop(optimizer=shared), rounds=1, rate=0.2).hold.release()
+    Loop(2, shared)(model)
+    before = shared.state[model[4].bias]["momentum_buffer"].clone()
+    shared.zero_grad()
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    shared.step()
+    assert torch.allclose(shared.state[model[4].bias]["momentum_buffer"], 0.9 * before)
+
+
+def test_an_interrupt_in_training_leaves_a_usable_model():
+    class Stop(KeyboardInterrupt):
+        pass
+
+    class Interrupted(Loop):
+        def __call__(self, model):
+            super().__call__(model)
+            if len(self.starts) == 2:
+                raise Stop
+
+    model = convnet()
+    with pytest.raises(Stop):
+        lt.find_ticket(model, Interrupted(), rounds=3, rate=0.3)
+    lt.held(model).check()
+    lt.held(model).release()
+    lt.find_ticket(model, Loop(), rounds=1, rate=0.3)

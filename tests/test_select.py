@@ -207,3 +207,21 @@ def test_undeclared_signals_say_what_to_declare():
         by_magnitude(weights, ones(weights), [Group(("a",), 1)], rule)
     with pytest.raises(InvalidValueError, match="'moon'"):
         FunctionCriterion("x", magnitude.function, frozenset({"moon"}))
+
+
+def test_elementwise_scores_keep_their_own_precision():
+    """A rule that computes in float64 chooses the same weights in blocks and whole."""
+    weights = {"a": (1 + np.arange(64) * 1e-9).astype(np.float64).astype(np.float32)}
+    rule = lambda p: p.weight.astype(np.float64) + np.arange(p.weight.size) * 0 + 1e-12  # noqa: E731
+    groups = [Group(("a",), 32)]
+    whole = by_magnitude(weights, ones(weights), groups, FunctionCriterion("r", rule))
+    blocks = by_magnitude(weights, ones(weights), groups, FunctionCriterion("r", rule, elementwise=True))
+    assert whole == blocks
+    scores = score(FunctionCriterion("r", rule, elementwise=True), {"weight": weights},
+                   ones(weights), infos_for(weights), np.random.default_rng(0))  # fmt: skip
+    assert scores.dtype == np.float64
+
+
+def test_an_elementwise_rule_may_not_draw_random_numbers():
+    with pytest.raises(InvalidValueError, match="'dice' draws random numbers"):
+        FunctionCriterion("dice", random.function, frozenset({"rng"}), elementwise=True)

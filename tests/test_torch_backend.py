@@ -318,8 +318,9 @@ def test_parametrized_layers_are_left_alone():
 
 
 def test_redraw_needs_every_layer_to_know_its_initializer():
+    model = Branches()
     with pytest.raises(CapabilityError, match=r"'model' \(Branches\).*reset_parameters"):
-        lt.find_ticket(Branches(), lambda m: None, rounds=1, rate=0.5, rewind_to="reinit")
+        detect(model).redraw(model, describe(model), 0)
 
 
 def test_storage_shared_without_sharing_the_parameter_is_one_parameter():

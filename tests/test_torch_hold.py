@@ -384,3 +384,67 @@ def test_masks_for_nothing_or_another_shape_are_refused_and_change_nothing():
         lt.hold(model, {"0.weight": np.zeros((16, 6))})
     assert lt.held(model) is None
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_nested_blocks_release_with_the_outermost():
+    model = mlp()
+    with lt.prune(model, sparsity=0.3) as outer:
+        with lt.prune(model, sparsity=0.6):
+            assert outer.masks.sparsity == pytest.approx(0.6, abs=0.01)
+        assert lt.held(model) is outer
+        assert outer.masks.sparsity == pytest.approx(0.6, abs=0.01)
+    assert lt.held(model) is None
+
+
+def test_functional_calls_do_not_write_to_the_users_tensors():
+    model = mlp()
+    hold = lt.prune(model, sparsity=0.5)
+    lent = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    torch.func.functional_call(model, lent, (data()[0],))
+    assert all((t == 1).all() for t in lent.values())
+    assert_held(model, hold)
+
+
+def test_complex_weights_are_refused_and_leave_nothing():
+    from ltcore.errors import CapabilityError
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3, dtype=torch.complex64), torch.nn.Linear(3, 3))
+    assert list(lt.prune(model, 0.5).masks) == ["1.weight"]
+    lt.held(model).release()
+    with pytest.raises(CapabilityError, match="complex64"):
+        lt.hold(model, {"0.weight": np.zeros((3, 3), bool)})
+    assert not model._forward_pre_hooks
+    assert lt.held(model) is None
+
+
+def test_a_dead_model_does_not_disturb_other_optimizers():
+    """Hooks are not removed while torch goes through them."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    other = register_optimizer_step_pre_hook(lambda *_: None)
+    try:
+        handle = lt.prune(mlp(), sparsity=0.5)
+        gc.collect()
+        del handle
+        model = mlp()
+        steps(model, torch.optim.SGD(model.parameters(), lr=0.1), 2)
+    finally:
+        other.remove()
+
+
+def test_bad_words_change_nothing():
+    model = mlp()
+    lt.prune(model, sparsity=0.3)
+    ticket = lt.Ticket.from_model(model)
+    before = copy.deepcopy(model.state_dict())
+    target = mlp(seed=9)
+    for model_, options in ((target, {"existing": "bogus"}), (target, {"weights": "bogus"})):
+        with pytest.raises(ValueError, match="bogus"):
+            ticket.apply(model_, **options)
+    assert torch.equal(target[0].weight, mlp(seed=9)[0].weight)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_report_says_what_is_outside_the_masks():
+    text = str(lt.prune(mlp(), sparsity=0.5).report())
+    assert "outside the masks: 19 trained weights in 2 parameters" in text

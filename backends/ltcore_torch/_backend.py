@@ -9,13 +9,13 @@ from torch import nn
 from ltcore.arrays import Array, Params
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
-from ltcore.parameters import Structure, regrouped
+from ltcore.parameters import Structure
 from ltcore_torch._hold import TorchHold, suspended
 from ltcore_torch._layouts import as_inputs, to_numpy, write_into
 from ltcore_torch._names import Slot, sites_of, unwrap
 from ltcore_torch._trace import traced
-from ltcore_torch._training import fresh_optimizer, inference, mean_gradients, redrawn
-from ltcore_torch._watch import TorchWatch
+from ltcore_torch._training import inference, mean_gradients, redrawn
+from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
 class TorchBackend:
@@ -53,17 +53,17 @@ class TorchBackend:
         """Return owned copies in canonical layout."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        return regrouped({name: to_numpy(slots[name].tensor) for name in wanted}, structure)
+        return {name: to_numpy(slots[name].tensor) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
         slots = _slots(model)
-        for name, array in regrouped(params, structure, to_canonical=False).items():
+        for name, array in params.items():
             write_into(slots[name].tensor, array)
 
     def hold(self, model: nn.Module, structure: Structure, masks: Masks) -> TorchHold:
         """Keep pruned weights at zero."""
-        return TorchHold(model, _slots(model), structure, masks)
+        return TorchHold(model, _slots(model), masks)
 
     def watch(self, model: nn.Module, structure: Structure, steps: Sequence[int]) -> TorchWatch:
         """Count updates and take snapshots."""
@@ -82,10 +82,12 @@ class TorchBackend:
     ) -> tuple[Array, ...]:
         """Return the outputs for canonical ``inputs``."""
         root = unwrap(model)
+        like = next(root.parameters(), torch.empty(0))
+        given = as_inputs(list(inputs), like.device)
         with inference(root), suspended():
-            result = root(*as_inputs(list(inputs), _device(root)))
+            result = root(*(x.to(like.dtype) if x.is_floating_point() else x for x in given))
         leaves, _ = torch.utils._pytree.tree_flatten(result)
-        return tuple(to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return tuple(to_numpy(leaf.float()) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def gradients(
         self,
@@ -103,7 +105,7 @@ class TorchBackend:
             found = mean_gradients(model, trained, batches, loss)
         finally:
             self.write(model, structure, before)
-        return regrouped({name: to_numpy(gradient) for name, gradient in found.items()}, structure)
+        return {name: to_numpy(gradient) for name, gradient in found.items()}
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:

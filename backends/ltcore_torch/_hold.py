@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ltcore.arrays import Array
+from ltcore.errors import CapabilityError
 from ltcore.masks import Masks
-from ltcore.parameters import Structure, regrouped
 from ltcore_torch._names import Slot
 from ltcore_torch._steps import listen, unlisten
 
@@ -70,7 +70,10 @@ class HeldTensor:
 
     def enforce_if_touched(self, param: torch.Tensor) -> None:
         """Zero pruned weights if anyone wrote to or replaced the parameter since."""
-        if param is not self._seen() or param._version != self._version:
+        replaced = param is not self._seen()
+        if replaced and not isinstance(param, nn.Parameter):
+            return  # torch.func.functional_call lends the module somebody's tensors
+        if replaced or param._version != self._version:
             self.enforce(param)
 
     def mask_gradient(self, param: torch.Tensor) -> None:
@@ -114,6 +117,10 @@ class HeldTensor:
         tensor.detach().view(self._bits.dtype).bitwise_and_(self._bits)
 
 
+def _is_real(slot: Slot) -> bool:
+    return slot.tensor.dtype.is_floating_point and slot.tensor.element_size() in _INTEGERS
+
+
 class _MaskGradient:
     """A gradient hook; copies of the model do not take it along (torch drops such hooks)."""
 
@@ -153,12 +160,11 @@ class _ForwardCheck:
 class TorchHold:
     """The `ltcore.backend.MaskHandle` of a torch module."""
 
-    def __init__(
-        self, model: nn.Module, slots: Mapping[str, Slot], structure: Structure, masks: Masks
-    ) -> None:
-        self._structure = structure
-        native = regrouped(masks, structure, to_canonical=False)
-        self._tensors = {name: HeldTensor(slots[name], mask) for name, mask in native.items()}
+    def __init__(self, model: nn.Module, slots: Mapping[str, Slot], masks: Masks) -> None:
+        odd = {name: slots[name].tensor.dtype for name in masks if not _is_real(slots[name])}
+        if odd:
+            raise CapabilityError(f"only real floating-point parameters can be held; found {odd}")
+        self._tensors = {name: HeldTensor(slots[name], mask) for name, mask in masks.items()}
         self._cleared: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._forward = model.register_forward_pre_hook(_ForwardCheck(self))
         listen(self, first=True)
@@ -166,7 +172,7 @@ class TorchHold:
 
     def update(self, masks: Masks) -> None:
         """Hold ``masks`` from now on."""
-        for name, mask in regrouped(masks, self._structure, to_canonical=False).items():
+        for name, mask in masks.items():
             self._tensors[name].set_mask(mask)
         self._cleared.clear()
         self.enforce()

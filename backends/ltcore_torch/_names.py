@@ -78,7 +78,8 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def kind_of(module: nn.Module) -> str:
     """Return the layer kind; ``raw`` for what ltcore does not know or someone reparametrized."""
-    if "weight" not in module._parameters:
+    weight = module._parameters.get("weight")
+    if "weight" not in module._parameters or (weight is not None and weight.is_complex()):
         return "raw"  # torch.nn.utils.parametrize keeps the real weights elsewhere
     if isinstance(module, nn.Linear):
         return "linear"
@@ -113,8 +114,8 @@ def sites_of(model: nn.Module) -> tuple[tuple[Site, ...], dict[str, Slot]]:
                 _add_alias(sites, roles, owners[key], native)
                 continue
             owners[key] = (len(sites), len(roles))
-            roles.append(_role(attribute, native, tensor, state))
-            slots[f"{name}.{attribute}"] = Slot(module, attribute)
+            roles.append(_role(_plain_name(attribute), native, tensor, state))
+            slots[f"{name}.{roles[-1].name}"] = Slot(module, attribute)
         kind = kind_of(module)
         if roles or kind != "raw":
             attrs = {key: _plain(getattr(module, key)) for key in _ATTRIBUTES.get(kind, ())}
@@ -140,15 +141,13 @@ def _arrays(path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor, b
             )
         yield attribute, tensor, False
     for attribute, buffer in module._buffers.items():
-        if buffer is not None and attribute not in module._non_persistent_buffers_set:
+        if buffer is not None:
             yield attribute, buffer, True
 
 
-def _role(attribute: str, native: str, tensor: torch.Tensor, state: bool) -> Role:
+def _role(name: str, native: str, tensor: torch.Tensor, state: bool) -> Role:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Role(
-        attribute, native, tuple(tensor.shape), dtype, state, attribute != "num_batches_tracked"
-    )
+    return Role(name, native, tuple(tensor.shape), dtype, state, name != "num_batches_tracked")
 
 
 def _add_alias(sites: list[Site], current: list[Role], owner: tuple[int, int], native: str) -> None:
@@ -175,10 +174,14 @@ def _identity(tensor: torch.Tensor) -> object:
 
 
 def _site_name(path: str, module: nn.Module, taken: set[str]) -> str:
-    name = re.sub(r"[^A-Za-z0-9_.]", "_", path) or type(module).__name__.lower()
+    name = _plain_name(path or type(module).__name__.lower())
     while name in taken:
         name += "_"
     return name
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)
 
 
 def _plain(value: Any) -> Any:

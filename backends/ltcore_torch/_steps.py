@@ -33,6 +33,7 @@ _handles: list[RemovableHandle] = []
 
 def listen(listener: Listener, *, first: bool = False) -> None:
     """Tell ``listener`` of every update while it lives; a ``first`` one hears before others."""
+    _listeners[:] = [ref for ref in _listeners if ref() is not None]
     _listeners.insert(0 if first else len(_listeners), weakref.ref(listener))
     if not _handles:
         _handles.append(register_optimizer_step_pre_hook(_before))
@@ -42,21 +43,14 @@ def listen(listener: Listener, *, first: bool = False) -> None:
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
     _listeners[:] = [ref for ref in _listeners if ref() not in (None, listener)]
-    _rest_if_alone()
-
-
-def _live() -> list[Listener]:
-    live = [listener for ref in _listeners if (listener := ref()) is not None]
-    if len(live) < len(_listeners):
-        _listeners[:] = [ref for ref in _listeners if ref() is not None]
-        _rest_if_alone()
-    return live
-
-
-def _rest_if_alone() -> None:
     if not _listeners:
         while _handles:
             _handles.pop().remove()
+
+
+def _live() -> list[Listener]:
+    """Return who still lives. Hooks are not removed here: torch is going through them."""
+    return [listener for ref in _listeners if (listener := ref()) is not None]
 
 
 def _owned(optimizer: Optimizer) -> set[int]:

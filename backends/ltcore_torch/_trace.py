@@ -90,7 +90,8 @@ def _input_labels(tensor: torch.Tensor, sites: Sequence[Site]) -> Labels:
 
 def _face(tensor: torch.Tensor, labels: Labels) -> Interface:
     axes = tuple(label if isinstance(label, str) else "F" for label in labels)
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    # Probe inputs are made in float32 and cast to the model's dtype where they enter it.
+    dtype = "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
     return Interface(axes, (0, *tensor.shape[1:]), dtype)
 
 

@@ -1,60 +1,16 @@
-"""What a training run needs besides holding: fresh optimizers, fresh weights, gradients."""
+"""Modes, fresh weights and gradients of a torch module."""
 
 import copy
-import weakref
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from ltcore.errors import CapabilityError
 from ltcore_torch._layouts import as_inputs
 from ltcore_torch._names import Slot, walk
-from ltcore_torch._steps import listen
-
-
-class FreshOptimizers:
-    """Empties the state of optimizers that a user carries over from one round to the next.
-
-    An optimizer that first appears in a round is left alone: its state is new, or was loaded on
-    purpose.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = weakref.ref(model)
-        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._stale: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        listen(self, first=True)
-
-    def begin(self) -> None:
-        """From now on, every optimizer seen so far starts without state."""
-        self._stale = weakref.WeakSet(self._seen)
-
-    def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
-        """Empty a stale optimizer once."""
-        model = self._model()
-        if model is None or not any(id(param) in owned for param in model.parameters()):
-            return
-        if optimizer in self._stale:
-            optimizer.state.clear()
-            self._stale.discard(optimizer)
-        self._seen.add(optimizer)
-
-    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
-        """Nothing to do after an update."""
-
-
-_fresheners: MutableMapping[nn.Module, FreshOptimizers] = weakref.WeakKeyDictionary()
-
-
-def fresh_optimizer(model: nn.Module) -> None:
-    """Make the next training start without state in optimizers of earlier ones."""
-    if model not in _fresheners:
-        _fresheners[model] = FreshOptimizers(model)
-    _fresheners[model].begin()
 
 
 @contextmanager

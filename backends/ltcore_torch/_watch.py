@@ -1,7 +1,7 @@
-"""Counts a module's updates, takes snapshots on the way, and keeps its first input."""
+"""Eyes on one training of a module: updates, snapshots, the first input, fresh optimizers."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +25,25 @@ class _FirstInput:
             return
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if tensors and len(tensors) == len(args):
-            watch.first_input = tuple(tensor[:1].detach().clone() for tensor in tensors)
+            watch.first_input = tuple(tensor.detach().clone() for tensor in tensors)
 
     def __deepcopy__(self, _memo: Any) -> Any:
         return {}.get
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, ({}, "get")
+
+
+_seen: MutableMapping[nn.Module, "weakref.WeakSet[Optimizer]"] = weakref.WeakKeyDictionary()
+_stale: MutableMapping[nn.Module, "weakref.WeakSet[Optimizer]"] = weakref.WeakKeyDictionary()
+
+
+def fresh_optimizer(root: nn.Module) -> None:
+    """Make optimizers of earlier watched trainings start without state in the next one.
+
+    An optimizer that first appears there is left alone: its state is new, or was loaded on purpose.
+    """
+    _stale[root] = weakref.WeakSet(_seen.get(root, ()))
 
 
 class TorchWatch:
@@ -50,6 +62,7 @@ class TorchWatch:
         self._read = read
         self._wanted = frozenset(steps)
         self._reference: str | None = None
+        self._stale = _stale.pop(unwrap(model), weakref.WeakSet())
         self._forward = model.register_forward_pre_hook(_FirstInput(self))
         listen(self)
 
@@ -59,7 +72,14 @@ class TorchWatch:
         self._forward.remove()
 
     def before_step(self, optimizer: Optimizer, owned: set[int]) -> None:
-        """Nothing to do before an update."""
+        """Empty an optimizer that was carried over, before its first update."""
+        root = self._root()
+        if root is None or not any(id(param) in owned for param in root.parameters()):
+            return
+        if optimizer in self._stale:
+            optimizer.state.clear()
+            self._stale.discard(optimizer)
+        _seen.setdefault(root, weakref.WeakSet()).add(optimizer)
 
     def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
         """Count an update of this model, once also where several optimizers share it."""

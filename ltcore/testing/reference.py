@@ -14,7 +14,7 @@ from ltcore.arrays import Array, Params, own
 from ltcore.backend import MaskHandle, Watch
 from ltcore.errors import ModelError, ModelNotBuiltError
 from ltcore.masks import Masks
-from ltcore.parameters import Interface, Role, Site, Structure, regrouped
+from ltcore.parameters import Interface, Role, Site, Structure
 from ltcore.testing.reference_hold import NumpyHold, NumpyWatch
 from ltcore.testing.reference_layers import Layer
 from ltcore.testing.reference_model import NumpyModel, differentiate
@@ -57,14 +57,13 @@ class ReferenceBackend:
         live = model.arrays()
         wanted = structure.by_name if names is None else names
         # layout: permute axes to canonical here, where native ones differ.
-        found = {name: live[structure.by_name[name][1].native] for name in wanted}
-        return {name: own(array) for name, array in regrouped(found, structure).items()}
+        return {name: own(live[structure.by_name[name][1].native]) for name in wanted}
 
     def write(self, model: NumpyModel, structure: Structure, params: Params) -> None:
         """Write ``params`` in place; other arrays stay."""
         live = model.arrays()
         # layout: permute axes to native here, where they differ from canonical ones.
-        for name, array in regrouped(params, structure, to_canonical=False).items():
+        for name, array in params.items():
             live[structure.by_name[name][1].native][...] = array
 
     def hold(self, model: NumpyModel, structure: Structure, masks: Masks) -> MaskHandle:
@@ -109,11 +108,10 @@ class ReferenceBackend:
             for x, y in batches
         ]
         native = {name: role.native for name, _, role in structure.items() if not role.state}
-        mean = {
+        return {
             name: np.mean([gradients[key] for gradients in found], axis=0).astype(np.float32)
             for name, key in native.items()
-        }
-        return regrouped(mean, structure)  # layout: as in read
+        }  # layout: as in read
 
 
 def _site(name: str, layer: Layer) -> Site:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ltcore.arrays import Array, Params, own
 from ltcore.masks import Masks
-from ltcore.parameters import Structure, regrouped
+from ltcore.parameters import Structure
 from ltcore.testing.reference_model import Gradients, NumpyModel
 
 
@@ -25,9 +25,8 @@ class NumpyHold:
 
     def update(self, masks: Masks) -> None:
         """Hold other masks from now on, and zero what they prune at once."""
-        native = regrouped(masks, self._structure, to_canonical=False)  # layout: as weights
-        self._pruned = {
-            self._structure.by_name[name][1].native: ~mask for name, mask in native.items()
+        self._pruned = {  # layout: as weights
+            self._structure.by_name[name][1].native: ~mask for name, mask in masks.items()
         }
         self.enforce()
         model = self._model()

@@ -11,7 +11,7 @@ import numpy as np
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend, MaskHandle, Watch
 from ltcore.masks import Masks
-from ltcore.parameters import Structure
+from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.probe import synthetic_params
 from ltcore.testing.cases import CASES, canonical_inputs, canonical_targets
 from ltcore.testing.reference import ReferenceBackend
@@ -149,8 +149,8 @@ def reference_of(case: str) -> tuple[NumpyModel, Structure]:
     return model, ReferenceBackend().describe(model, canonical_inputs(case))
 
 
-def renamed(params: dict[str, Array], source: Structure, target: Structure) -> dict[str, Array]:
-    """Return ``params`` of ``source`` under the names of ``target``, paired by order and role.
+def renamed(params: Params, source: Structure, target: Structure) -> dict[str, Array]:
+    """Return ``params`` of ``source`` as ``target`` has them, paired by order and role.
 
     Raises:
         SkipTest: the structures differ, which a test of describe reports better.
@@ -158,7 +158,13 @@ def renamed(params: dict[str, Array], source: Structure, target: Structure) -> d
     if [site.kind for site in source.sites] != [site.kind for site in target.sites]:
         raise SkipTest("describe does not find the sites of the case")
     twins = {a.name: b.name for a, b in zip(source.sites, target.sites, strict=True)}
-    return {f"{twins[site.name]}.{role.name}": params[name] for name, site, role in source.items()}
+    canonical = in_canonical_order(params, source)
+    placed = {
+        f"{twins[site.name]}.{role.name}": canonical[name]
+        for name, site, role in source.items()
+        if name in canonical
+    }
+    return in_native_order(placed, target)
 
 
 def some_masks(structure: Structure, *, seed: int = 0, every: bool = False) -> Masks:

@@ -3,6 +3,7 @@
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ltcore.arrays import Params
 from ltcore.masks import Masks
+from ltcore.parameters import Structure
 from ltcore.testing.cases import canonical_inputs, canonical_targets
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_model import Sgd, fit
@@ -63,11 +65,11 @@ class TrainingChecks(BackendHooks):
         described = reference_of(case)[1]
         params = made_up_params(described)
         self.backend().write(model, structure, renamed(params, described, structure))
-        self.hold(model, structure, some_masks(structure))
+        masks = Masks(renamed(some_masks(described), described, structure))
+        self.hold(model, structure, masks)
         self.train(model, case, 2, optimizer="clipped")
-        trained = [info.name for info in structure.infos]
-        found = self.backend().read(model, structure, trained)
-        wanted = dict(zip(trained, trained_reference(case, params, 2).values(), strict=True))
+        found = self.backend().read(model, structure, [info.name for info in structure.infos])
+        wanted = renamed(trained_reference(case, params, 2), described, structure)
         assert_close(
             found,
             wanted,
@@ -323,11 +325,11 @@ class TrainingChecks(BackendHooks):
             assert_same(
                 backend.read(model, structure), start, "fresh_optimizer changes no parameter"
             )
-            train(2)
+            self.watched(train, model, structure)
             first = backend.read(model, structure)
             backend.write(model, structure, start)
             backend.fresh_optimizer(model, 0)
-            train(2)
+            self.watched(train, model, structure)
             assert_close(
                 backend.read(model, structure),
                 first,
@@ -335,6 +337,14 @@ class TrainingChecks(BackendHooks):
                 f"{optimizer}: after fresh_optimizer, an optimizer that trained before starts "
                 "anew: the same start ends the same",
             )
+
+    def watched(self, train: Callable[[int], object], model: Any, structure: Structure) -> None:
+        """Make two updates under a watch, as a search does."""
+        watch = self.backend().watch(model, structure, [])
+        try:
+            train(2)
+        finally:
+            watch.stop()
 
 
 def assert_kept_moved(before: Params, after: Params, masks: Masks, optimizer: str) -> None:

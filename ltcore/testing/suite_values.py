@@ -314,8 +314,7 @@ def gradient_gap(
     backend.write(model, described, params)
     batches = [(canonical_inputs(case, i), canonical_targets(case, i)) for i in range(2)]
     own = backend.gradients(model, described, batches, mean_squared_error)
-    trained = {n: own[n] for n, _, role in described.items() if not role.state}
-    wanted = dict(zip(found, trained.values(), strict=True))
+    wanted = renamed(own, described, structure)
     largest = max(float(np.max(np.abs(array))) for array in wanted.values())
     # A bias before a batch norm has gradient 0, up to rounding: measure it by the others.
     return max(

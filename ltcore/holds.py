@@ -3,6 +3,7 @@
 A hold lives as long as its model, whether or not anyone keeps the handle.
 """
 
+import math
 import weakref
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from ltcore.backend import Backend
 from ltcore.errors import HoldError, InvalidValueError
 from ltcore.masks import Masks
-from ltcore.parameters import Structure, regrouped
+from ltcore.parameters import Structure
 
 Existing: TypeAlias = Literal["error", "replace", "tighten"]
 """What a new hold does with one that is there: refuse, take its place, or keep what both keep."""
@@ -26,7 +27,7 @@ class Hold:
     """Keeps the pruned weights of one model at exactly 0.0 while anyone trains it.
 
     Made by `ltcore.prune`, `ltcore.hold` and `Ticket.apply`. As a context manager it releases on
-    leaving.
+    leaving; of nested blocks on one model, the outermost releases.
 
     Attributes:
         masks: what is kept, by portable name.
@@ -42,6 +43,7 @@ class Hold:
         self._model = weakref.ref(backend.root(model))
         self._handle = backend.hold(model, structure, masks)
         self._released = False
+        self._entered = 0
         _holds[backend.root(model)] = self
 
     @property
@@ -114,17 +116,15 @@ class Hold:
         if model is not None:
             _holds.pop(model, None)
 
-    def masks_for(self, structure: Structure) -> Masks:
-        """Return the masks in the feature order of ``structure``, which may know more of it."""
-        native = regrouped(self.masks, self.structure, to_canonical=False)
-        return Masks.adopt(regrouped(native, structure))
-
     def report(self) -> "Report":
         """Return kept and total for every parameter; print it for a table."""
         kinds = {name: site.kind for name, site, _ in self.structure.items()}
-        return Report(tuple((n, kinds[n], *self.masks.counts[n]) for n in self.masks))
+        rows = tuple((n, kinds[n], *self.masks.counts[n]) for n in self.masks)
+        free = [info for info in self.structure.infos if info.name not in self.masks]
+        return Report(rows, sum(math.prod(info.shape) for info in free), len(free))
 
     def __enter__(self) -> "Hold":
+        self._entered += 1
         return self
 
     def __exit__(
@@ -133,7 +133,9 @@ class Hold:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
+        self._entered -= 1
+        if not self._entered:
+            self.release()
 
     def __repr__(self) -> str:
         state = "released" if self._released else "holding"
@@ -149,10 +151,14 @@ class Report:
     """Kept and total, parameter by parameter.
 
     Attributes:
-        rows: ``(name, kind, kept, total)``.
+        rows: ``(name, kind, kept, total)`` of every parameter under a mask.
+        free_weights: trained weights that no mask covers (biases, norms, unknown layers).
+        free_parameters: in how many parameters.
     """
 
     rows: tuple[tuple[str, str, int, int], ...]
+    free_weights: int = 0
+    free_parameters: int = 0
 
     @property
     def emptied(self) -> tuple[str, ...]:
@@ -169,6 +175,11 @@ class Report:
         for name, kind, left, size in (*self.rows, ("all", "", kept, total)):
             removed = 1 - left / size if size else 0.0
             yield f"{name:<{width}}  {kind:<14} {left:>12,} {size:>12,} {removed:>9.2%}"
+        if self.free_weights:
+            yield (
+                f"outside the masks: {self.free_weights:,} trained weights in "
+                f"{self.free_parameters} parameters"
+            )
         if self.emptied:
             yield f"no survivors in: {', '.join(self.emptied)}"
 
@@ -176,6 +187,25 @@ class Report:
 def held_by(backend: Backend, model: Any) -> Hold | None:
     """Return the hold on ``model``, or None."""
     return _holds.get(backend.root(model))
+
+
+def check_free(backend: Backend, model: Any, existing: Existing) -> None:
+    """Raise if ``model`` is held and ``existing`` does not say what to do about it.
+
+    Raises:
+        HoldError: the model is held and ``existing`` is ``"error"``.
+        InvalidValueError: ``existing`` is none of its three words.
+    """
+    if existing not in ("error", "replace", "tighten"):
+        raise InvalidValueError(
+            f"existing is {existing!r}; expected 'error', 'replace' or 'tighten'"
+        )
+    current = held_by(backend, model)
+    if current and existing == "error":
+        raise HoldError(
+            f"the model is held already ({current!r}); release that hold, or say "
+            "existing='replace' or existing='tighten'"
+        )
 
 
 def hold_model(
@@ -188,22 +218,14 @@ def hold_model(
         InvalidValueError: ``existing`` is none of its three words.
         MaskError: the masks do not fit the model.
     """
-    if existing not in ("error", "replace", "tighten"):
-        raise InvalidValueError(
-            f"existing is {existing!r}; expected 'error', 'replace' or 'tighten'"
-        )
+    check_free(backend, model, existing)
     shapes = {n: s for n, s in structure.shapes.items() if n in masks}
     masks.check_shapes(shapes, "the model")
     current = held_by(backend, model)
     if current is None:
         return Hold(model, backend, structure, masks)
-    if existing == "error":
-        raise HoldError(
-            f"the model is held already ({current!r}); release that hold, or say "
-            "existing='replace' or existing='tighten'"
-        )
     if existing == "tighten":
-        masks = _both(current.masks_for(structure), masks)
+        masks = _both(current.masks, masks)
     current.rebind(model, structure, masks)
     return current
 
