@@ -85,7 +85,9 @@ def read(path: str | PathLike[str]) -> TicketRecord:
     source = container.open_container(path)
     try:
         return _unpack(source)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except TicketFileError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise TicketFileError(f"{path}: the manifest lacks or garbles a field: {error!r}") from None
 
 
@@ -219,6 +221,8 @@ def _read_probe(source: Container) -> Probe | None:
     count = source.manifest["probe"]
     if count is None:
         return None
+    if not isinstance(count, int) or not 0 <= count <= len(source.entries):
+        raise TicketFileError(f"{source.path}: the probe claims {count!r} outputs")
     names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in ("synthetic", "ticket")}
     return Probe(**{kind: tuple(map(source.read, listed)) for kind, listed in names.items()})
 

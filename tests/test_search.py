@@ -516,3 +516,13 @@ def test_an_interrupt_in_training_leaves_a_usable_model():
     lt.held(model).check()
     lt.held(model).release()
     lt.find_ticket(model, Loop(), rounds=1, rate=0.3)
+
+
+def test_a_reinit_control_never_draws_the_original_weights():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 6)
+    original = model.weight.detach().clone()
+    lt.prune(model, 0.0)
+    ticket = lt.Ticket.from_model(model)
+    ticket.apply(model, weights="reinit", seed=0, existing="replace")
+    assert not torch.equal(model.weight, original)

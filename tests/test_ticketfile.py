@@ -139,7 +139,10 @@ HOSTILE = {
                         "counts disagree.*survivors"),
     "nan": (lambda m, a: a.update({"fc1.bias": np.full(30, np.nan, np.float32)}), "fc1.bias.*NaN"),
     "provenance is a list": (_set(["provenance"], []), "provenance"),
-    "probe missing": (_set(["probe"], 9), "probe/synthetic1"),
+    "probe bomb": (_set(["probe"], 10**12), "probe claims 1000000000000 outputs"),
+    "shape of words": (_set(["sites", 0, "roles", 1, "shape"], ["x"]), "lacks or garbles"),
+    "group of one": (_set(["sites", 0, "in_group"], [["C"]]), "lacks or garbles"),
+    "probe missing": (_set(["probe"], 2), "probe/synthetic1"),
 }  # fmt: skip
 
 

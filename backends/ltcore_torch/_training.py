@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,7 +36,8 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
     fresh = copy.deepcopy(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+        # A stream of its own: the user's manual_seed(seed) must not give the same weights.
+        torch.manual_seed(int(np.random.SeedSequence([seed, 0x7E1]).generate_state(1)[0]))
         for name, module in walk(fresh):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
