@@ -48,7 +48,7 @@ class MissingDependencyError(LtcoreError, ImportError):
     """An optional package is not installed."""
 
 
-class PluginError(LtcoreError):
+class PluginError(LtcoreError, RuntimeError):
     """A plugin is broken or two plugins claim one name."""
 
 

@@ -114,10 +114,10 @@ def pair(
 
 
 def _check_portable(record: TicketRecord, target: Structure) -> None:
-    reason = record.structure.why_not_portable()
-    if reason or record.probe is None:
+    reason = record.why_not_portable()
+    if reason:
         raise NotPortableError(
-            f"the ticket is for its own framework and its own names only: {reason or 'no probe'}. "
+            f"the ticket is for its own framework and its own names only: {reason}. "
             "Make it again with example=, one input batch of the model"
         )
     reason = target.why_not_portable()

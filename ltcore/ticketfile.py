@@ -34,7 +34,7 @@ EXPANSION_FACTOR = 4096
 """A file may unfold in memory to at most 256 MiB + 4096 times its own size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TicketRecord:
     """What a ticket is made of.
 
@@ -42,7 +42,8 @@ class TicketRecord:
         structure: the model it was found in.
         masks: what is kept.
         params: every parameter and buffer at the rewind point; values that the masks prune do
-            not count (use `weights`).
+            not count (use `weights`). In memory, masks and params have the feature order of
+            their framework behind a flatten; the file has the canonical one.
         provenance: plain JSON data: how it was found.
         probe: outputs that prove another model computes the same; None for a ticket that stays
             in its own framework.
@@ -57,6 +58,10 @@ class TicketRecord:
     def weights(self) -> dict[str, Array]:
         """Return all params, pruned weights at exactly 0.0."""
         return self.masks.apply(self.params)
+
+    def why_not_portable(self) -> str:
+        """Return what keeps the ticket in its own framework, or an empty string."""
+        return self.structure.why_not_portable() or ("" if self.probe else "it has no probe")
 
 
 def write(path: str | PathLike[str], record: TicketRecord) -> str:

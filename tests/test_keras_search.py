@@ -67,9 +67,7 @@ def after(updates, **options):
 )  # fmt: skip
 def test_every_round_starts_from_step_k_bit_for_bit(options):
     model, train = compiled(convnet(), **options), Fit()
-    search = lt.find_ticket(
-        model, train, rounds=3, rate=0.3, rewind_to=5, evaluate=lambda m: 0.0
-    )
+    search = lt.find_ticket(model, train, rounds=3, rate=0.3, rewind_to=5, evaluate=lambda m: 0.0)
     point = after(5, **options)
     conv, dense = (search.hold.structure.sites[i].name for i in (0, 2))
     assert [round_.steps for round_ in search.rounds] == [12] * 4

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"ltcore": "ltcore", "ltcore_torch": "backends/ltcore_torch",
-            "ltcore_keras": "backends/ltcore_keras", "ltcore_demo": "plugins/ltcore_demo"}  # fmt: skip
+PACKAGES = {
+    "ltcore": "ltcore",
+    "ltcore_torch": "backends/ltcore_torch",
+    "ltcore_keras": "backends/ltcore_keras",
+    "ltcore_demo": "plugins/ltcore_demo",
+}
 
 
 @pytest.fixture(scope="module")

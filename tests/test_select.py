@@ -1,4 +1,4 @@
-"""Selection: exact counts, the tie rule, and equality with slow references that are plainly right."""
+"""Selection: exact counts, the tie rule, and equality with slow, plainly right references."""
 
 import numpy as np
 import pytest
@@ -215,7 +215,9 @@ def test_elementwise_scores_keep_their_own_precision():
     rule = lambda p: p.weight.astype(np.float64) + np.arange(p.weight.size) * 0 + 1e-12  # noqa: E731
     groups = [Group(("a",), 32)]
     whole = by_magnitude(weights, ones(weights), groups, FunctionCriterion("r", rule))
-    blocks = by_magnitude(weights, ones(weights), groups, FunctionCriterion("r", rule, elementwise=True))
+    blocks = by_magnitude(
+        weights, ones(weights), groups, FunctionCriterion("r", rule, elementwise=True)
+    )
     assert whole == blocks
     scores = score(FunctionCriterion("r", rule, elementwise=True), {"weight": weights},
                    ones(weights), infos_for(weights), np.random.default_rng(0))  # fmt: skip

@@ -122,7 +122,7 @@ HOSTILE = {
     "mask count disagrees": (_set(["masks", "fc1.weight", "kept"], 3), "kept|keeps|ones|pad bits"),
     "mask total disagrees": (_set(["masks", "fc1.weight", "total"], 3), "counts disagree.*510"),
     "negative k": (_set(["masks", "fc1.weight", "k"], -1), "k"),
-    "shape disagrees": (_set(["sites", 0, "roles", 1, "shape"], [31]), r"fc1.bias.*\(30,\).*\(31,\)"),
+    "shape disagrees": (_set(["sites", 0, "roles", 1, "shape"], [31]), r"bias.*\(30,\).*\(31,\)"),
     "huge shape": (_set(["sites", 0, "roles", 0, "shape"], [2**35, 17]), "would unfold"),
     "negative shape": (_set(["sites", 0, "roles", 0, "shape"], [-1, 17]), "impossible shape"),
     "unknown kind": (_set(["sites", 0, "kind"], "hologram"), "'hologram'.*knows"),

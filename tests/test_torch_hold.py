@@ -344,7 +344,7 @@ def test_shared_weights_are_one_parameter():
     model.tied.weight = model[0].weight
     hold = lt.prune(model, sparsity=0.5)
     assert list(hold.masks) == ["0.weight", "2.weight"]
-    site, role = hold.structure.by_name["0.weight"]
+    _, role = hold.structure.by_name["0.weight"]
     assert role.aliases == ("tied.weight",)
     assert hold.masks.total == 16 * 6 + 3 * 16
 

@@ -24,11 +24,6 @@ def show(
         _print(ticket, loaded)
 
 
-def why_not_portable(ticket: Ticket) -> str:
-    """Return what keeps ``ticket`` in its own framework, or an empty string."""
-    return ticket.structure.why_not_portable() or ("" if ticket.probe else "it has no probe")
-
-
 def _as_data(path: Path, ticket: Ticket) -> dict[str, Any]:
     masks = ticket.masks
     return {
@@ -37,8 +32,8 @@ def _as_data(path: Path, ticket: Ticket) -> dict[str, Any]:
         "kept": masks.kept,
         "total": masks.total,
         "sparsity": masks.sparsity,
-        "portable": not why_not_portable(ticket),
-        "why_not_portable": why_not_portable(ticket),
+        "portable": not ticket.why_not_portable(),
+        "why_not_portable": ticket.why_not_portable(),
         "provenance": dict(ticket.provenance),
         "parameters": list(_parameters(ticket)),
     }
@@ -87,7 +82,7 @@ def _counts(kept: int | None, total: int) -> tuple[str, str, str]:
 
 def _facts(ticket: Ticket) -> dict[str, str]:
     masks, told = ticket.masks, ticket.provenance
-    reason = why_not_portable(ticket)
+    reason = ticket.why_not_portable()
     own = {key: _told(key, told[key]) for key in _ORDER if told.get(key) is not None}
     rest = {key: words(told[key]) for key in told if key not in (*_ORDER, "metrics", "versions")}
     return {
