@@ -1,0 +1,125 @@
+"""The Keras backend: each method is a few calls of Keras plus names and axes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from ltcore.arrays import Array, Params
+from ltcore.errors import ModelNotBuiltError
+from ltcore.masks import Masks
+from ltcore.parameters import Structure
+from ltcore_keras._hold import KerasHold
+from ltcore_keras._inputs import (
+    canonical_output,
+    channels_last,
+    example_of,
+    native_input,
+    packed,
+)
+from ltcore_keras._layouts import Layout, to_canonical, to_native
+from ltcore_keras._names import Slot, sites_of
+from ltcore_keras._optimizers import fresh_optimizers
+from ltcore_keras._trace import described
+from ltcore_keras._training import mean_gradients, redrawn
+from ltcore_keras._watch import KerasWatch
+
+
+class KerasBackend:
+    """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
+
+    name = "keras"
+    capabilities = frozenset({"gradients"})
+
+    @property
+    def version(self) -> str:
+        """Keras's version."""
+        return str(keras.__version__)
+
+    def root(self, model: Any) -> Any:
+        """Return the model: Keras wraps nothing around it."""
+        return model
+
+    def describe(self, model: Any, example: Any = None) -> Structure:
+        """Return the model's sites and its graph, which Keras mostly knows without an example."""
+        try:
+            sites, slots = sites_of(model)
+        except ModelNotBuiltError:
+            if example is None:
+                raise
+            model(example, training=False)
+            sites, slots = sites_of(model)
+        return described(model, sites, slots, example)
+
+    def read(
+        self, model: Any, structure: Structure, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
+        """Return owned copies in canonical layout."""
+        slots = sites_of(model)[1]
+        wanted = list(slots if names is None else names)
+        return {name: to_canonical(slots[name].variable, slots[name].layout) for name in wanted}
+
+    def write(self, model: Any, structure: Structure, params: Params) -> None:
+        """Write ``params`` in place."""
+        slots = sites_of(model)[1]
+        native = {
+            name: to_native(array, slots[name].layout, tuple(slots[name].variable.shape), name)
+            for name, array in params.items()
+        }
+        for name, array in native.items():  # after all shapes were checked
+            slots[name].variable.assign(array)
+
+    def hold(self, model: Any, structure: Structure, masks: Masks) -> KerasHold:
+        """Keep pruned weights at zero."""
+        return KerasHold(model, masks)
+
+    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> KerasWatch:
+        """Count updates and take snapshots."""
+        slots = sites_of(model)[1]
+        layouts = _layouts(slots)
+
+        def read(variables: Mapping[str, Any]) -> dict[str, Array]:
+            return _canonical(variables, layouts)
+
+        return KerasWatch(model, slots, read, steps, example_of(structure, model))
+
+    def fresh_optimizer(self, model: Any, step: int) -> None:
+        """Empty the optimizers known to train the model, their counts at ``step``."""
+        fresh_optimizers(model, step)
+
+    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+        """Return params from every layer's own initializers."""
+        slots = sites_of(model)[1]
+        return _canonical(redrawn(slots, seed), _layouts(slots))
+
+    def forward(
+        self, model: Any, structure: Structure, inputs: Sequence[Array]
+    ) -> tuple[Array, ...]:
+        """Return the outputs for canonical ``inputs``."""
+        last = channels_last(model)
+        faces = zip(inputs, structure.inputs or (), strict=True)
+        parts = [native_input(array, face, last=last) for array, face in faces]
+        outputs = keras.tree.flatten(model(packed(model, parts), training=False))
+        ends = zip(outputs, structure.outputs or (), strict=True)
+        return tuple(canonical_output(tensor, face, last=last) for tensor, face in ends)
+
+    def gradients(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return mean gradients of all trained parameters; nothing of the model changes."""
+        slots = sites_of(model)[1]
+        trained = {n: slots[n].variable for n, _, role in structure.items() if not role.state}
+        found = mean_gradients(model, trained, batches, loss)
+        return _canonical(found, _layouts(slots))
+
+
+def _layouts(slots: Mapping[str, Slot]) -> dict[str, Layout]:
+    return {name: slot.layout for name, slot in slots.items()}
+
+
+def _canonical(tensors: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[str, Array]:
+    return {name: to_canonical(tensor, layouts[name]) for name, tensor in tensors.items()}

@@ -1,0 +1,173 @@
+"""Pruned weights of a Keras model stay exactly 0.0 in every training loop.
+
+Two guards, because one alone is wrong: gradients are masked before the optimizer sees them, so
+pruned entries count neither in a clipped norm nor in momentum; weights are masked after the
+update, so no optimizer can move them. Nothing is stored on the model, its layers or its
+variables: masks live here and go with the model.
+
+What cannot be reached is a ``tf.function`` of the user's own, or a training step of another model
+around this one, that was traced before the first hold. One that was traced under a hold follows
+later masks and a release, for it reads the masks from variables. ``Hold.check()`` tells.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import keras
+
+from ltcore.arrays import Array
+from ltcore.errors import HoldError
+from ltcore.masks import Masks
+from ltcore_keras._engine import check_single_replica, keys, outside_graph, retrace, where_kept
+from ltcore_keras._layouts import to_native
+from ltcore_keras._names import Slot, sites_of
+from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of
+from ltcore_keras._updates import listen, unlisten
+
+
+class HeldVariable:
+    """A model's variable and its mask."""
+
+    def __init__(self, variable: Any, mask: Array) -> None:
+        self._variable = weakref.ref(variable)
+        with outside_graph():
+            self.mask = keras.Variable(mask, dtype="bool", trainable=False, name="mask")
+
+    def holds(self, variable: Any) -> bool:
+        """Whether this is the mask of ``variable``, a Keras variable or the engine's own."""
+        mine = self._variable()
+        return mine is not None and id(variable) in keys(mine)
+
+    def enforce(self) -> None:
+        """Zero what is pruned, unless the model has replaced the variable."""
+        variable = self._variable()
+        if variable is not None:
+            variable.assign(where_kept(self.mask, variable))
+
+
+class Keeper:
+    """All masks of one model, kept while it lives, for traced functions go on reading them."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = weakref.ref(model)
+        self._known: dict[int, HeldVariable] = {}
+        self._held: dict[int, HeldVariable] = {}
+        self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def hold(self, masks: Mapping[str, Array], slots: Mapping[str, Slot]) -> None:
+        """Hold native ``masks`` of the variables in ``slots`` from now on, and nothing else."""
+        self._open()
+        for name, mask in masks.items():
+            variable = slots[name].variable
+            held = self._known.get(id(variable))
+            if held is None or not held.holds(variable):
+                held = HeldVariable(variable, mask)
+            else:
+                held.mask.assign(mask)
+            for key in keys(variable):
+                self._known[key] = self._held[key] = held
+        self._cleared.clear()
+        self.enforce()
+        model = self._model()
+        for optimizer in optimizers_of(model):
+            self._clear(optimizer)
+        listen(self)
+        retrace(model)
+
+    def release(self) -> None:
+        """Hold nothing."""
+        self._open()
+        unlisten(self)
+        retrace(self._model())
+
+    def enforce(self) -> None:
+        """Zero every pruned weight now."""
+        for held in self._each():
+            held.enforce()
+
+    def before_update(
+        self, optimizer: Any, gradients: list[Any], variables: list[Any]
+    ) -> list[Any]:
+        """Mask the gradients of held variables."""
+        held = [self._find(variable) for variable in variables]
+        if any(held) and optimizer not in self._cleared:
+            self._clear(optimizer)
+        return [
+            gradient if one is None or gradient is None else where_kept(one.mask, gradient)
+            for one, gradient in zip(held, gradients, strict=False)
+        ]
+
+    def after_update(self, optimizer: Any, variables: list[Any]) -> None:
+        """Mask held variables, and the averages that an optimizer may put in their place."""
+        for held in filter(None, map(self._find, variables)):
+            held.enforce()
+        if optimizer.use_ema:
+            averages = optimizer._model_variables_moving_average
+            for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
+                found = self._find(variable)
+                if found and average is not None:
+                    average.assign(where_kept(found.mask, average))
+
+    def finished(self, optimizer: Any, variables: list[Any]) -> None:
+        """Nothing to do."""
+
+    def _clear(self, optimizer: Any) -> None:
+        """Zero the optimizer's slots of pruned weights, now, even while a step is traced."""
+        with outside_graph():
+            clear_slots(optimizer, lambda v: found.mask if (found := self._find(v)) else None)
+        self._cleared.add(optimizer)
+        note_seen(self._model(), optimizer)
+
+    def _find(self, variable: Any) -> HeldVariable | None:
+        held = self._held.get(id(variable))
+        return held if held and held.holds(variable) else None
+
+    def _each(self) -> Iterator[HeldVariable]:
+        yield from {id(held): held for held in self._held.values()}.values()
+
+    def _open(self) -> None:
+        """Let every mask keep all, for functions that were traced under it."""
+        for held in self._each():
+            held.mask.assign(keras.ops.ones_like(held.mask))
+        self._held.clear()
+
+
+_keepers: MutableMapping[Any, Keeper] = weakref.WeakKeyDictionary()
+_holders: MutableMapping[Any, "weakref.ref[KerasHold]"] = weakref.WeakKeyDictionary()
+
+
+class KerasHold:
+    """The `ltcore.backend.MaskHandle` of a Keras model."""
+
+    def __init__(self, model: Any, masks: Masks) -> None:
+        check_single_replica(model)
+        if model in _holders and _holders[model]() is not None:
+            raise HoldError("the model is held already; release that hold first")
+        self._model = weakref.ref(model)
+        self._keeper = _keepers.setdefault(model, Keeper(model))
+        self.update(masks)
+        _holders[model] = weakref.ref(self)
+
+    def update(self, masks: Masks) -> None:
+        """Hold ``masks`` from now on."""
+        model = self._model()
+        if model is None:
+            raise HoldError("the held model no longer exists")
+        slots = sites_of(model)[1]
+        self._keeper.hold({n: native_mask(n, mask, slots[n]) for n, mask in masks.items()}, slots)
+
+    def enforce(self) -> None:
+        """Zero every pruned weight now."""
+        self._keeper.enforce()
+
+    def release(self) -> None:
+        """Hold nothing; a model that is gone holds nothing anyway."""
+        model = self._model()
+        if model is not None and _holders.pop(model, None) is not None:
+            self._keeper.release()
+
+
+def native_mask(name: str, mask: Array, slot: Slot) -> Array:
+    """Return a canonical mask in the axes of the variable."""
+    return to_native(mask, slot.layout, tuple(slot.variable.shape), name)
