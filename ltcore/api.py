@@ -1,29 +1,34 @@
 """The few calls that people type."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from os import PathLike
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts, Sparsity
 from ltcore.arrays import Array
 from ltcore.backend import Backend
-from ltcore.criteria import Criterion, FunctionCriterion, Param
-from ltcore.errors import CapabilityError, HoldError, InvalidValueError, MaskError, PatternError
+from ltcore.errors import HoldError, InvalidValueError, MaskError
 from ltcore.holds import Existing, Hold, held_by, hold_model
 from ltcore.masks import Masks
-from ltcore.parameters import ParamInfo, Structure, prunable_infos
-from ltcore.patterns import select_infos
-from ltcore.rewinding import RewindPolicy, ToStep
-from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
+from ltcore.options import (
+    AnyCriterion,
+    Batches,
+    Loss,
+    allocation_from,
+    criterion_from,
+    gradients_from,
+    name_of,
+    policy_from,
+    prunable_from,
+    schedule_from,
+)
+from ltcore.rewinding import RewindPolicy
+from ltcore.schedules import Schedule
 from ltcore.search import (
     Evaluate,
-    Gradients,
     Plan,
     Pruning,
     Round,
@@ -33,12 +38,6 @@ from ltcore.search import (
     run_rounds,
 )
 from ltcore.ticket import Ticket, resolve_backend
-
-AnyCriterion: TypeAlias = str | Criterion | Callable[[Param], Array]
-"""A name, a criterion, or a bare function of a `Param`."""
-
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-Loss: TypeAlias = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +98,19 @@ def prune(
     """
     driver = resolve_backend(model, backend)
     structure = driver.describe(model, example)
-    infos = _infos(structure, prunable)
+    infos = prunable_from(structure, prunable)
     current = held_by(driver, model)
     earlier = current.masks if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
     pruning = Pruning(
-        _criterion(criterion), _allocation(scope), Sparsity(sparsity), infos, structure
+        criterion_from(criterion), allocation_from(scope), Sparsity(sparsity), infos, structure
     )
     chosen = next_masks(
         pruning,
         masks,
         {"weight": driver.read(model, structure, masks)},
-        _gradients(driver, model, structure, batches, loss),
+        gradients_from(driver, model, structure, batches, loss),
         np.random.Generator(np.random.Philox(key=[seed, 0])),
     )
     return hold_model(model, driver, structure, chosen, existing="tighten")
@@ -154,7 +153,7 @@ def hold(
     if isinstance(masks, str):
         if masks != "nonzero":
             raise InvalidValueError(f"masks is {masks!r}; expected 'nonzero', masks or a ticket")
-        names = [info.name for info in _infos(structure, prunable)]
+        names = [info.name for info in prunable_from(structure, prunable)]
         masks = Masks.nonzero(driver.read(model, structure, names))
     given = masks if isinstance(masks, Masks) else Masks(masks)
     if not given:
@@ -238,16 +237,16 @@ def iter_rounds(
     plan = Plan(
         model=model,
         backend=driver,
-        infos=_infos(structure, prunable),
-        schedule=_schedule(schedule, rounds, rate, sparsity),
-        criterion=_criterion(criterion),
-        allocation=_allocation(scope),
-        scope=scope if isinstance(scope, str) else _name_of(scope),
-        policy=_policy(rewind_to),
+        infos=prunable_from(structure, prunable),
+        schedule=schedule_from(schedule, rounds, rate, sparsity),
+        criterion=criterion_from(criterion),
+        allocation=allocation_from(scope),
+        scope=scope if isinstance(scope, str) else name_of(scope),
+        policy=policy_from(rewind_to),
         seed=seed,
         train=train,
         evaluate=evaluate,
-        gradients=_gradients(driver, model, structure, batches, loss),
+        gradients=gradients_from(driver, model, structure, batches, loss),
     )
     return run_rounds(plan, structure)
 
@@ -287,110 +286,3 @@ def find_ticket(model: Any, train: Train, **options: Unpack[RoundOptions]) -> Se
 def load(path: str | PathLike[str]) -> Ticket:
     """Read a ticket file; see `Ticket.load`."""
     return Ticket.load(path)
-
-
-def _infos(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
-    if prunable is None:
-        return prunable_infos(structure.infos)
-    patterns = [prunable] if isinstance(prunable, str) else list(prunable)
-    if not patterns:
-        raise PatternError("prunable is empty; expected patterns of parameter names, or None")
-    return select_infos(patterns, structure.infos, "prunable")
-
-
-def _criterion(given: AnyCriterion) -> Criterion:
-    if isinstance(given, str):
-        loaded: Criterion = plugins.load("criteria", given)
-        return loaded
-    if callable(given):
-        return FunctionCriterion(_name_of(given), given)
-    if hasattr(given, "score"):
-        return given
-    raise InvalidValueError(f"criterion is {given!r}; expected a name, a criterion or a function")
-
-
-def _allocation(given: str | Allocation) -> Allocation:
-    if isinstance(given, str):
-        loaded: Allocation = plugins.load("allocations", given)
-        return loaded
-    if callable(given):
-        return given
-    raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
-
-
-def _policy(given: int | str | RewindPolicy) -> RewindPolicy:
-    if isinstance(given, str):
-        loaded = plugins.load("rewind_policies", given)
-        made: RewindPolicy = loaded() if callable(loaded) else loaded
-        return made
-    if isinstance(given, RewindPolicy):
-        return given
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        return ToStep(int(given))
-    raise InvalidValueError(
-        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
-    )
-
-
-def _schedule(
-    schedule: str | Schedule | None,
-    rounds: int | None,
-    rate: Amounts | None,
-    sparsity: Amounts | None,
-) -> Schedule:
-    options = {"rounds": rounds, "rate": rate, "sparsity": sparsity}
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(schedule, str):
-        return _named_schedule(schedule, given)
-    if schedule is not None:
-        if given:
-            raise InvalidValueError(f"schedule= is given, and also {given}; give one of them")
-        return schedule
-    if (rate is None) == (sparsity is None):
-        raise InvalidValueError(
-            f"rate is {rate!r} and sparsity is {sparsity!r}; give one of them: rate=0.2 removes "
-            "20 % of what is left each round, sparsity=0.9 ends at 90 % removed"
-        )
-    if rate is not None:
-        return ConstantRate(rate, 1 if rounds is None else rounds)
-    assert sparsity is not None
-    return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
-
-
-def _named_schedule(name: str, given: dict[str, Any]) -> Schedule:
-    maker = plugins.load("schedules", name)
-    try:
-        inspect.signature(maker).bind(**given)
-    except TypeError as error:
-        raise InvalidValueError(f"schedule {name!r} does not take {given}: {error}") from None
-    made: Schedule = maker(**given)
-    return made
-
-
-def _gradients(
-    driver: Backend,
-    model: Any,
-    structure: Structure,
-    batches: Batches | None,
-    loss: Loss | None,
-) -> Gradients | None:
-    if batches is None or loss is None:
-        return None
-    if "gradients" not in driver.capabilities:
-        raise CapabilityError(f"the backend {driver.name!r} gives no gradients")
-    return lambda: driver.gradients(model, structure, _some(batches), loss)
-
-
-def _some(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches; none at all would silently score everything 0."""
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise InvalidValueError("batches is empty; gradients need at least one (inputs, targets)")
-
-
-def _name_of(function: Any) -> str:
-    """Return a name that is the same in every process."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
