@@ -133,10 +133,11 @@ class Backend(Protocol):
     ) -> dict[str, Array]:
         """Return the gradient of every trained parameter, averaged over ``batches``.
 
-        Parameters and buffers are as before afterwards.
+        Taken in inference mode (no dropout, running statistics), so that nothing is left to
+        chance and frameworks agree. Parameters and buffers are as before afterwards.
 
         Args:
-            model: in the mode (train or eval) the user put it, where the framework has modes.
+            model: stays in the mode it is in.
             structure: of the model.
             batches: pairs ``(inputs, targets)`` as the framework takes them.
             loss: ``loss(outputs, targets)`` in the framework's own tensors.

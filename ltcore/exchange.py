@@ -1,12 +1,20 @@
 """A ticket's weights into a model: paired, proved, written, or refused with nothing changed."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
-from ltcore.errors import InvalidValueError, MatchError, NotPortableError, ProbeMismatchError
+from ltcore.errors import (
+    InvalidValueError,
+    LtcoreError,
+    MatchError,
+    NotPortableError,
+    ProbeMismatchError,
+)
 from ltcore.masks import Masks
 from ltcore.matching import match_by_graph, match_by_name
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
@@ -25,18 +33,19 @@ class Pairing:
         source: the ticket's structure.
         target: the model's.
         sites: ``{ticket site: model site}``.
-        by_name: the two are of one framework with the same names and shapes: feature orders are
-            the same, and nothing needs a proof.
+        by_graph: both graphs are known, so arrays go through canonical feature order and the
+            probe proves the pairing. Otherwise the two are of one framework, with the same names
+            and shapes, and are taken to be the same model.
     """
 
     source: Structure
     target: Structure
     sites: Mapping[str, str]
-    by_name: bool
+    by_graph: bool
 
     def carry(self, arrays: Params) -> dict[str, Array]:
         """Return the ticket's ``arrays`` as the model has them; roles without a twin are left."""
-        if not self.by_name:
+        if self.by_graph:
             arrays = in_canonical_order(arrays, self.source)
         placed = {}
         for name, array in arrays.items():
@@ -44,10 +53,10 @@ class Pairing:
             twin = f"{self.sites[site]}.{role}"
             if twin in self.target.shapes:
                 placed[twin] = array
-        return placed if self.by_name else in_native_order(placed, self.target)
+        return in_native_order(placed, self.target) if self.by_graph else placed
 
     def differences(self) -> str:
-        """Return which attributes of paired sites differ, as a sentence; empty if none."""
+        """Return which attributes of paired sites differ; empty if none."""
         twins = {site.name: site for site in self.target.sites}
         found = []
         for site in self.source.sites:
@@ -58,7 +67,22 @@ class Pairing:
                 for key in sorted(site.attrs.keys() & twin.attrs.keys())
                 if site.attrs[key] != twin.attrs[key]
             ]
-        return "What differs: " + "; ".join(found) if found else ""
+        return "; ".join(found)
+
+
+@contextmanager
+def restoring(
+    backend: Backend, model: Any, structure: Structure, *, always: bool = False
+) -> Iterator[None]:
+    """Give the model its weights and buffers back if the block fails, or ``always``."""
+    before = backend.read(model, structure)
+    try:
+        yield
+    except BaseException:
+        backend.write(model, structure, before)
+        raise
+    if always:
+        backend.write(model, structure, before)
 
 
 def record_probe(
@@ -75,14 +99,11 @@ def record_probe(
     if structure.why_not_portable():
         return None
     synthetic = in_native_order(synthetic_params(structure.sites), structure)
-    before = backend.read(model, structure)
     outputs = []
-    try:
+    with restoring(backend, model, structure, always=True):
         for values in (synthetic, weights):
             backend.write(model, structure, values)
             outputs.append(backend.forward(model, structure, probe_inputs(structure)))
-    finally:
-        backend.write(model, structure, before)
     return Probe(*outputs)
 
 
@@ -100,31 +121,32 @@ def pair(
         NotPortableError: the graph that would pair the two is not known on one side.
     """
     source = record.structure
+    known = not record.why_not_portable() and not target.why_not_portable()
     if record.provenance.get("framework") == backend.name and not mapping:
         try:
-            return Pairing(source, target, match_by_name(source, target), by_name=True)
+            return Pairing(source, target, match_by_name(source, target), known)
         except MatchError:
             # Renamed layers may still match by graph; other shapes cannot.
-            if source.why_not_portable() or target.why_not_portable():
-                raise
-            if sorted(source.shapes.values()) != sorted(target.shapes.values()):
+            if not known or sorted(source.shapes.values()) != sorted(target.shapes.values()):
                 raise
     _check_portable(record, target)
-    return Pairing(source, target, match_by_graph(source, target, mapping), by_name=False)
+    return Pairing(source, target, match_by_graph(source, target, mapping), by_graph=True)
 
 
 def _check_portable(record: TicketRecord, target: Structure) -> None:
     reason = record.why_not_portable()
     if reason:
+        hint = ". Make it again with example=, one input batch of the model"
         raise NotPortableError(
-            f"the ticket is for its own framework and its own names only: {reason}. "
-            "Make it again with example=, one input batch of the model"
+            "the ticket is for its own framework and its own names only: "
+            f"{reason}{hint if record.structure.untraced else ''}"
         )
     reason = target.why_not_portable()
     if reason:
+        hint = ". Give example=, one input batch of the model"
         raise NotPortableError(
-            f"the layers of this model are not known well enough to place the ticket: {reason}. "
-            "Give example=, one input batch of the model"
+            "the layers of this model are not known well enough to place the ticket: "
+            f"{reason}{hint if target.untraced else ''}"
         )
 
 
@@ -132,36 +154,35 @@ def place(
     record: TicketRecord,
     backend: Backend,
     model: Any,
+    pairing: Pairing,
     *,
-    example: Any = None,
-    mapping: Mapping[str, str] | None = None,
     weights: Weights = "ticket",
     seed: int = 0,
-) -> tuple[Structure, Masks]:
-    """Write the ticket into ``model`` and return the model's structure and masks.
+) -> Masks:
+    """Prove the pairing, write the weights, and return the masks as the model has them.
+
+    The caller restores the model if this fails.
 
     Raises:
-        MatchError: the ticket does not fit; the model is as it was.
+        MatchError: the ticket does not fit.
         InvalidValueError: ``weights`` is none of its three words.
     """
     if weights not in ("ticket", "keep", "reinit"):
         raise InvalidValueError(f"weights is {weights!r}; expected 'ticket', 'keep' or 'reinit'")
-    structure = backend.describe(model, example)
-    pairing = pair(record, backend, structure, mapping)
-    masks = Masks(pairing.carry(record.masks))
-    before = backend.read(model, structure)
-    try:
-        if not pairing.by_name:
+    structure = pairing.target
+    if pairing.by_graph:
+        with restoring(backend, model, structure, always=True):
             _prove(record, backend, model, pairing)
-            backend.write(model, structure, before)
-        if weights == "ticket":
-            backend.write(model, structure, pairing.carry(record.weights()))
-        elif weights == "reinit":
-            backend.write(model, structure, backend.redraw(model, structure, seed))
-    except BaseException:
-        backend.write(model, structure, before)
-        raise
-    return structure, masks
+        if differences := pairing.differences():
+            warnings.warn(
+                f"paired layers compute the same outputs but would not train alike: {differences}",
+                stacklevel=4,
+            )
+    if weights == "ticket":
+        backend.write(model, structure, pairing.carry(record.weights()))
+    elif weights == "reinit":
+        backend.write(model, structure, backend.redraw(model, structure, seed))
+    return Masks(pairing.carry(record.masks))
 
 
 def _prove(record: TicketRecord, backend: Backend, model: Any, pairing: Pairing) -> None:
@@ -175,9 +196,25 @@ def _prove(record: TicketRecord, backend: Backend, model: Any, pairing: Pairing)
     tolerance = max(tolerance_for(record.structure), tolerance_for(pairing.target))
     for what, values, expected in trials:
         backend.write(model, pairing.target, pairing.carry(values))
-        found = backend.forward(model, pairing.target, probe_inputs(record.structure))
+        found = _outputs(record, backend, model, pairing)
         try:
             check_outputs(expected, found, what, tolerance)
         except ProbeMismatchError as error:
             hints = pairing.differences()
-            raise ProbeMismatchError(f"{error}. {hints}" if hints else str(error)) from None
+            said = f"{error}. What differs: {hints}" if hints else str(error)
+            raise ProbeMismatchError(said) from None
+
+
+def _outputs(
+    record: TicketRecord, backend: Backend, model: Any, pairing: Pairing
+) -> tuple[Array, ...]:
+    try:
+        return backend.forward(model, pairing.target, probe_inputs(record.structure))
+    except LtcoreError:
+        raise
+    except Exception as error:
+        shapes = [face.shape for face in record.structure.inputs or ()]
+        raise ProbeMismatchError(
+            f"the model does not take the inputs of the ticket's model, of canonical shapes "
+            f"{shapes} (0 is the batch): {type(error).__name__}: {error}"
+        ) from error

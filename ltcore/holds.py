@@ -79,7 +79,11 @@ class Hold:
         """Hold other parameters of the same model: one model, one hold, handles stay good."""
         self._check_alive()
         self._handle.release()
-        self._handle = self.backend.hold(model, structure, masks)
+        try:
+            self._handle = self.backend.hold(model, structure, masks)
+        except BaseException:
+            self._handle = self.backend.hold(model, self.structure, self.masks)
+            raise
         self.structure = structure
         self.masks = masks
 
@@ -102,8 +106,9 @@ class Hold:
         }
         if wrong:
             raise HoldError(
-                f"pruned weights are not zero: {wrong}; something wrote to them outside an "
-                "optimizer. enforce() zeroes them"
+                f"pruned weights are not zero: {wrong}; either a training step that was compiled "
+                "before the hold goes on without it (make it anew), or something wrote to them "
+                "outside an optimizer (enforce() zeroes them)"
             )
 
     def release(self) -> None:

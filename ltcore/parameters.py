@@ -5,14 +5,20 @@ A *site* is one computation that bears parameters; its *roles* are its arrays ("
 structure only, never on counters of the process.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ltcore.arrays import Array, Params
-from ltcore.errors import NothingPrunableError
+from ltcore.errors import InvalidValueError, NothingPrunableError
 from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
+
+MAX_FACE = 1 << 26
+"""Numbers in one example of an input or output; a probe makes such arrays."""
+
+FACE_DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +153,68 @@ class Structure:
         kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
         return set(kernels[-1:])
 
+    def check(self) -> None:
+        """Raise unless the parts agree with each other; for structures from outside.
+
+        Raises:
+            InvalidValueError: says which site and what is wrong with it.
+        """
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise InvalidValueError("two sites have one name")
+        for site in self.sites:
+            _check_site(site, set(names))
+        for face in (*(self.inputs or ()), *(self.outputs or ())):
+            _check_face(face)
+
     def why_not_portable(self) -> str:
         """Return what keeps a ticket of this model in its own framework, or an empty string."""
         if self.untraced:
             return self.untraced
+        if not self.inputs or not self.outputs:
+            return "its inputs and outputs are not known, so nothing can be proved"
         for site in self.sites:
             if not KINDS[site.kind].portable:
                 return f"site {site.name!r} is of a kind that has no portable layout"
             if site.in_group == UNKNOWN_GROUP:
                 return f"the order of the features that enter {site.name!r} could not be proven"
         return ""
+
+
+def _check_site(site: Site, names: set[str]) -> None:
+    roles = [role.name for role in site.roles]
+    if len(set(roles)) != len(roles) or any("." in role for role in roles):
+        raise InvalidValueError(f"site {site.name!r} has roles {roles}: twice, or with a dot")
+    strangers = set(site.preds or ()) - names
+    if strangers:
+        raise InvalidValueError(f"site {site.name!r} follows {sorted(strangers)}, which is no site")
+    if site.in_group is None or site.in_group == UNKNOWN_GROUP:
+        return
+    sizes = [size for _, size in site.in_group]
+    for role in site.roles:
+        axis = _feature_axis(site, role)
+        if axis is not None and (min(sizes) < 1 or math.prod(sizes) != role.shape[axis]):
+            raise InvalidValueError(
+                f"site {site.name!r}: features {site.in_group} do not make an axis of "
+                f"{role.shape[axis]}"
+            )
+
+
+def _check_face(face: Interface) -> None:
+    fits = len(face.axes) == len(face.shape) and all(size >= 0 for size in face.shape)
+    if not fits or math.prod(face.shape[1:]) > MAX_FACE or face.dtype not in FACE_DTYPES:
+        raise InvalidValueError(
+            f"an input or output has axes {face.axes}, shape {face.shape} and dtype "
+            f"{face.dtype!r}; expected one size an axis, at most {MAX_FACE:,} numbers an example, "
+            f"and a dtype of {FACE_DTYPES}"
+        )
+
+
+def _feature_axis(site: Site, role: Role) -> int | None:
+    """Return the axis of a role along which the site's input features lie, if any."""
+    if site.kind in ("batchnorm", "layernorm"):
+        return 0 if len(role.shape) == 1 else None
+    return KINDS[site.kind].in_axis if role.name == "weight" else None
 
 
 def prunable_infos(infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
@@ -194,9 +252,7 @@ def _reordered(arrays: Params, structure: Structure, *, to_canonical: bool) -> d
     for name, site, role in structure.items():
         if site.in_group is None or name not in result:
             continue
-        axis = KINDS[site.kind].in_axis if role.name == "weight" else None
-        if site.kind in ("batchnorm", "layernorm") and len(role.shape) == 1:
-            axis = 0
+        axis = _feature_axis(site, role)
         if axis is not None:
             result[name] = reorder(result[name], axis, site.in_group, to_canonical=to_canonical)
     return result

@@ -40,7 +40,12 @@ class Probe:
 def probe_inputs(structure: Structure) -> list[Array]:
     """Return inputs in canonical axes: float32 in [-1, 1), or token numbers."""
     vocabulary = min(
-        (site.roles[0].shape[0] for site in structure.sites if site.kind == "embedding"), default=2
+        (
+            role.shape[0]
+            for site in structure.sites
+            if site.kind == "embedding" and (role := site.role("weight"))
+        ),
+        default=2,
     )
     return [_input(face, i, vocabulary) for i, face in enumerate(structure.inputs or ())]
 
@@ -108,7 +113,7 @@ def check_outputs(
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):
         scale = float(np.max(np.abs(want), initial=0.0)) or 1.0
         gap = float(np.max(np.abs(want - got), initial=0.0))
-        if not gap <= tolerance * scale:
+        if not (math.isfinite(scale) and gap <= tolerance * scale):
             raise ProbeMismatchError(
                 f"with {what}, output {index} differs from the ticket's by {gap:.3g} "
                 f"({gap / scale:.1e} of the largest output; {tolerance:.0e} allowed): the models "

@@ -104,8 +104,12 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
 
     Raises:
         InvalidValueError: training ended before the rewind step.
+        HoldError: training moved pruned weights behind the hold's back.
     """
     masks = Masks.ones({info.name: info.shape for info in plan.infos})
+    # Held from the start, though nothing is pruned: a training step that the user compiles now
+    # is compiled with the masks in it.
+    hold = hold_model(plan.model, plan.backend, structure, masks, existing="replace")
     start = _read(plan, structure)
     run = _train(plan, structure, 0, plan.policy.snapshots)
     structure = _with_graph(plan, structure, run.first_input)
@@ -121,6 +125,7 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
         steps = 0
         if index < plan.schedule.rounds or plan.evaluate:
             run = _train(plan, structure, plan.policy.resume_step if plan.resumes else 0, ())
+            hold.check()
             steps = run.steps
         finished = _finish(plan, structure, index, masks, start, steps, finished.ticket.id)
         yield finished

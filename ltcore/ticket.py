@@ -1,5 +1,6 @@
 """The ticket: masks, rewind params and provenance as one value that people save, load and apply."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore.plugins import backend_named, detect, registry
+from ltcore.probe import Probe
 from ltcore.ticketfile import TicketRecord
 
 
@@ -101,10 +103,11 @@ class Ticket(TicketRecord):
         """
         driver = resolve_backend(model, backend)
         check_free(driver, model, existing)
-        structure, masks = exchange.place(
-            self, driver, model, example=example, mapping=mapping, weights=weights, seed=seed
-        )
-        return hold_model(model, driver, structure, masks, existing)
+        structure = driver.describe(model, example)
+        pairing = exchange.pair(self, driver, structure, mapping)
+        with exchange.restoring(driver, model, structure):
+            masks = exchange.place(self, driver, model, pairing, weights=weights, seed=seed)
+            return hold_model(model, driver, structure, masks, existing)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ticket) and self.id == other.id
@@ -150,25 +153,37 @@ def make_ticket(
     A model that cannot be probed (it takes one batch size only, say) gives a ticket for its own
     framework, with a warning that says why.
     """
+    ticket = Ticket(
+        structure, masks, params, provenance, _probe(backend, model, structure, masks, params)
+    )
+    added = _from_plugins(ticket)
+    if not added:
+        return ticket
+    return dataclasses.replace(ticket, provenance={**provenance, "plugins": added})
+
+
+def _probe(
+    backend: Backend, model: Any, structure: Structure, masks: Masks, params: Params
+) -> Probe | None:
     try:
-        probe = exchange.record_probe(backend, model, structure, masks.apply(params))
+        return exchange.record_probe(backend, model, structure, masks.apply(params))
     except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
-        probe = None
         warnings.warn(
             f"no probe, so the ticket stays in {backend.name}: the model fails on made-up inputs "
             f"of the example's shape: {type(error).__name__}: {error}",
-            stacklevel=4,
+            stacklevel=5,
         )
-    ticket = Ticket(structure, masks, params, provenance, probe)
-    manager = registry().manager
-    extra = {}
-    for impl in manager.hook.ltcore_ticket_metadata.get_hookimpls():
+        return None
+
+
+def _from_plugins(ticket: Ticket) -> dict[str, dict[str, str]]:
+    """Return what plugins add to the provenance, under their names."""
+    found = {}
+    for impl in registry().manager.hook.ltcore_ticket_metadata.get_hookimpls():
         added: Any = impl.function(*([ticket] if impl.argnames else []))
         if added:
-            extra[impl.plugin_name] = dict(added)
-    if not extra:
-        return ticket
-    return Ticket(structure, masks, params, {**provenance, "plugins": extra}, probe)
+            found[impl.plugin_name] = dict(added)
+    return found
 
 
 def _require_hold(backend: Backend, model: Any) -> Hold:

@@ -15,7 +15,7 @@ import numpy as np
 from ltcore import container, maskcoding
 from ltcore.arrays import Array, Params, check_finite
 from ltcore.container import Container
-from ltcore.errors import TicketFileError
+from ltcore.errors import InvalidValueError, TicketFileError
 from ltcore.layouts import KINDS
 from ltcore.maskcoding import CodedMask
 from ltcore.masks import Masks
@@ -140,8 +140,10 @@ def _unpack(source: Container) -> TicketRecord:
         _faces_from_json(manifest["outputs"]),
         manifest["untraced"],
     )
-    if len({site.name for site in structure.sites}) != len(structure.sites):
-        raise TicketFileError(f"{source.path}: two sites of one name")
+    try:
+        structure.check()
+    except InvalidValueError as error:
+        raise TicketFileError(f"{source.path}: {error}") from None
     _check_expansion(source, structure)
     params, arrays = {}, {}
     for name, _, role in structure.items():
@@ -229,7 +231,10 @@ def _read_probe(source: Container) -> Probe | None:
     if not isinstance(count, int) or not 0 <= count <= len(source.entries):
         raise TicketFileError(f"{source.path}: the probe claims {count!r} outputs")
     names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in ("synthetic", "ticket")}
-    return Probe(**{kind: tuple(map(source.read, listed)) for kind, listed in names.items()})
+    probe = Probe(**{kind: tuple(map(source.read, listed)) for kind, listed in names.items()})
+    if not all(np.isfinite(output).all() for output in (*probe.synthetic, *probe.ticket)):
+        raise TicketFileError(f"{source.path}: the probe has values that are NaN or infinite")
+    return probe
 
 
 def _check_all_used(source: Container, structure: Structure, masks: Masks) -> None:

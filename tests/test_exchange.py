@@ -263,6 +263,23 @@ def test_an_activation_that_differs_is_found(mlp_ticket):
     refused(mlp_ticket, other, ProbeMismatchError, "activations")
 
 
+def test_what_trains_differently_but_computes_the_same_is_a_warning(bn_ticket):
+    x = inputs = L.Input((10, 8, 2))
+    x = L.ReLU()(L.BatchNormalization(epsilon=1e-5)(L.Conv2D(6, 3, use_bias=False)(x)))
+    x = L.ReLU()(L.BatchNormalization(epsilon=1e-5)(L.DepthwiseConv2D(3)(x)))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(8, 1)(x))
+    with pytest.warns(UserWarning, match=r"would not train alike: 1: momentum is 0.1 .* 0.01 in"):
+        bn_ticket.apply(keras.Model(inputs, L.Dense(4)(x)))
+
+
+def test_a_model_of_other_inputs_is_refused_in_one_sentence(mlp_ticket):
+    inputs = L.Input((3, 4))
+    x = L.Dense(10, "relu")(L.Dense(20, "relu")(L.Reshape((12,))(inputs)))
+    refused(
+        mlp_ticket, keras.Model(inputs, L.Dense(4)(x)), MatchError, "inputs of the ticket|order"
+    )
+
+
 def test_another_architecture_lists_both_sides_with_shapes(mlp_ticket):
     other = keras.Sequential([L.Input((12,)), L.Dense(20), L.Dense(11), L.Dense(4)])
     refused(mlp_ticket, other, MatchError,
@@ -463,3 +480,79 @@ def test_feature_orders_never_mix(tmp_path):
                               L.Dense(4)])  # fmt: skip
     search.ticket.apply(usual)
     assert np.allclose(out_keras(usual, x), expected, atol=1e-5)
+
+
+class Wired(nn.Module):
+    """The names and shapes of a ticket's model, but another function."""
+
+    def __init__(self, act=torch.relu, permute=False):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 5, 3), nn.Linear(5 * 8 * 6, 4)
+        self.act, self.permute = act, permute
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        return self.fc((x.permute(0, 2, 3, 1) if self.permute else x).flatten(1))
+
+
+def test_equal_names_prove_nothing_where_the_graph_is_known():
+    x = data((2, 10, 8))[0]
+    source = Wired()
+    lt.prune(source, sparsity=0.4)
+    ticket = lt.Ticket.from_model(source, example=x[:1])
+    other = Wired(act=torch.tanh)
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ProbeMismatchError, match="do not compute the same"):
+        ticket.apply(other, example=x[:1])
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+    permuted = Wired(permute=True)
+    ticket.apply(permuted, example=x[:1])
+    assert np.allclose(out_torch(permuted, x), out_torch(source, x), atol=1e-6)
+
+
+def test_a_hold_that_fails_changes_nothing(mlp_ticket, monkeypatch):
+    from ltcore.plugins import detect
+
+    for held in (False, True):
+        model = torch_mlp()
+        if held:
+            lt.prune(model, sparsity=0.2)
+        hold, before = lt.held(model), {k: v.clone() for k, v in model.state_dict().items()}
+        backend = detect(model)
+        real, calls = backend.hold, []
+
+        def fails_once(*args, real=real, calls=calls):
+            calls.append(args)
+            if len(calls) == 1:
+                raise RuntimeError("no hooks today")
+            return real(*args)
+
+        monkeypatch.setattr(backend, "hold", fails_once)
+        with pytest.raises(RuntimeError, match="no hooks"):
+            mlp_ticket.apply(model, existing="replace")
+        monkeypatch.undo()
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert lt.held(model) is hold
+        train_torch(model, 2, (12,))
+        if held:
+            hold.check()
+
+
+def test_dictionaries_of_outputs_are_compared_key_by_key():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return {"z": self.a(x), "b": self.b(x)}
+
+    model, x = Two(), data((6,))[0]
+    lt.prune(model, sparsity=0.3)
+    ticket = lt.Ticket.from_model(model, example=x[:1])
+    inputs = L.Input((6,))
+    twin = keras.Model(inputs, {"z": L.Dense(3)(inputs), "b": L.Dense(2)(inputs)})
+    ticket.apply(twin)
+    assert np.allclose(
+        np.asarray(twin(x)["z"]), model(torch.from_numpy(x))["z"].detach(), atol=1e-5
+    )

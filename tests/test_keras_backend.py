@@ -15,6 +15,7 @@ from keras import ops  # noqa: E402
 import ltcore as lt  # noqa: E402
 from ltcore.errors import CapabilityError, InvalidValueError, ModelNotBuiltError  # noqa: E402
 from ltcore.layouts import UNKNOWN_GROUP  # noqa: E402
+from ltcore.parameters import in_canonical_order  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
 from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
 from ltcore.testing.suite_values import ValueChecks  # noqa: E402
@@ -245,14 +246,16 @@ def test_parameters_are_in_torch_layout():
         [keras.Input((9, 9, 2)), kl.Conv2D(4, (3, 5), strides=2), kl.DepthwiseConv2D(2),
          kl.Flatten(), kl.Dense(3)]
     )  # fmt: skip
-    found = BACKEND.read(model, describe(model))
+    structure = describe(model)
+    found = BACKEND.read(model, structure)
     kernel = model.layers[0].kernel.numpy()
     assert np.array_equal(found["conv2d.weight"], kernel.transpose(3, 2, 0, 1))
     depthwise = model.layers[1].kernel.numpy()  # (2, 2, 4, 1)
     assert np.array_equal(found["depthwise_conv2d.weight"], depthwise.transpose(2, 3, 0, 1))
     dense = model.layers[3].kernel.numpy()  # rows in the order height, width, channel
+    assert np.array_equal(found["dense.weight"], dense.T)
     columns = dense.reshape(3, 2, 4, 3).transpose(3, 2, 0, 1).reshape(3, -1)
-    assert np.array_equal(found["dense.weight"], columns)
+    assert np.array_equal(in_canonical_order(found, structure)["dense.weight"], columns)
 
 
 def test_unbuilt_models():
@@ -323,13 +326,26 @@ def test_norms_over_other_axes_are_raw():
     assert kind(axis=1) == ("raw", (4,))
 
 
+class Tied(kl.Dense):
+    """A dense layer with the kernel of another."""
+
+    def __init__(self, other):
+        super().__init__(other.units, use_bias=False)
+        self.other_kernel = other._kernel
+
+    def build(self, shape):
+        self._kernel, self.bias = self.other_kernel, None
+
+
 def test_tied_weights_are_one_parameter():
-    model = keras.Sequential([keras.Input((3,)), kl.Dense(3), kl.Dense(3, use_bias=False)])
-    model.layers[1]._tracker.unlock()
-    model.layers[1]._kernel = model.layers[0]._kernel
-    found = sites(model)
-    assert list(found) == ["dense"]
-    assert found["dense"].role("weight").aliases == ("dense_1/kernel",)
+    first = kl.Dense(3)
+    first.build((None, 3))
+    model = keras.Sequential([keras.Input((3,)), first, Tied(first)])
+    structure = describe(model)
+    assert list(structure.shapes) == ["dense.weight", "dense.bias"]
+    assert structure.by_name["dense.weight"][1].aliases == ("tied/kernel",)
+    with lt.prune(model, sparsity=0.5) as pruned:
+        assert pruned.masks.total == 9
 
 
 def test_attributes_are_torch_ones():
@@ -393,6 +409,31 @@ def test_flatten_order(layers, group):
     assert bool(structure.why_not_portable()) == (group == UNKNOWN_GROUP)
 
 
+def test_concatenated_features():
+    image, extra = keras.Input((4, 5, 2)), keras.Input((6,))
+
+    def group(*parts):
+        joined = kl.Concatenate()(list(parts))
+        joined = kl.Flatten()(joined) if len(joined.shape) > 2 else joined
+        model = keras.Model([image, extra], kl.Dense(2)(joined))
+        return sites(model)["dense"].in_group
+
+    assert group(kl.Conv2D(3, 1)(image), image) == (("S0", 4), ("S1", 5), ("C", 5))
+    assert group(kl.Flatten()(image), extra) == UNKNOWN_GROUP
+    assert group(extra, kl.Flatten()(image)) == UNKNOWN_GROUP
+    assert group(kl.Flatten()(image), kl.Flatten()(image)) == UNKNOWN_GROUP
+    assert group(extra, extra) is None
+
+
+def test_a_layer_of_the_users_own_is_not_known_by_its_name():
+    class Flatten(kl.Layer):
+        def call(self, x):
+            return ops.reshape(ops.flip(x, axis=1), (-1, 60))
+
+    model = keras.Sequential([keras.Input((4, 5, 3)), Flatten(), kl.Dense(2)])
+    assert sites(model)["dense"].in_group == UNKNOWN_GROUP
+
+
 def test_channels_first_flatten_moves_channels():
     flatten = kl.Flatten(data_format="channels_first")
     model = keras.Sequential([keras.Input((3, 4, 5)), flatten, kl.Dense(2)])
@@ -401,7 +442,7 @@ def test_channels_first_flatten_moves_channels():
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype("float32")
     assert structure.inputs[0].axes == ("N", "C", "S0", "S1")
     found = BACKEND.forward(model, structure, [x])[0]
-    weight = BACKEND.read(model, structure)["dense.weight"]
+    weight = in_canonical_order(BACKEND.read(model, structure), structure)["dense.weight"]
     assert np.allclose(found, x.reshape(2, -1) @ weight.T, atol=1e-5)
 
 

@@ -225,6 +225,14 @@ def test_optimizers_that_mix_entries(cls):
         assert_held(model, masks)
 
 
+def test_averages_of_optimizers_that_mix_entries():
+    model = mlp()
+    masks = half(model)
+    with lt.hold(model, masks):
+        Fit(model, ko.Muon(0.05, use_ema=True), jit_compile=False)(3)  # ends with the averages
+        assert_held(model, masks)
+
+
 def test_several_optimizers_in_one():
     model = mlp()
     inner = {"first": ko.SGD(0.1, momentum=0.9), "last": ko.Adam(0.01)}

@@ -164,3 +164,28 @@ def test_a_criterion_with_gradients_agrees_with_torch():
                      y, out, from_logits=True))  # fmt: skip
     for ours, theirs in zip(a.masks.values(), b.masks.values(), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_a_training_step_compiled_once_by_the_user_is_held():
+    """A `tf.function` that lives as long as the script, traced in round 0."""
+    import tensorflow as tf
+
+    model = keras.Sequential([L.Input((6,)), L.Dense(8, "tanh"), L.Dense(2)])
+    optimizer = keras.optimizers.Adam(0.05)
+    x = tf.constant(np.random.default_rng(0).standard_normal((16, 6)), tf.float32)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True) - 1) ** 2)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    def train(model):
+        for _ in range(5):
+            step()
+
+    search = lt.find_ticket(model, train, rounds=2, rate=0.4, evaluate=lambda m: 0.0)
+    search.hold.check()
+    assert [round_.steps for round_ in search.rounds] == [5, 5, 5]
+    live = sum(int(np.count_nonzero(layer.kernel.numpy())) for layer in model.layers)
+    assert live == search.ticket.masks.kept

@@ -232,6 +232,7 @@ def test_criteria_that_need_gradients_or_initial_values():
     )  # fmt: skip
     twin = convnet()
     twin.load_state_dict(loop.trace[0][-1])
+    twin.eval()
     loss = sum(torch.nn.functional.cross_entropy(twin(x), y) for x, y in batches) / 2
     loss.backward()
     scores = {n: (p * p.grad).abs().detach().numpy() for n, p in twin.named_parameters()}

@@ -142,6 +142,16 @@ HOSTILE = {
     "probe bomb": (_set(["probe"], 10**12), "probe claims 1000000000000 outputs"),
     "shape of words": (_set(["sites", 0, "roles", 1, "shape"], ["x"]), "lacks or garbles"),
     "group of one": (_set(["sites", 0, "in_group"], [["C"]]), "lacks or garbles"),
+    "group of another size": (_set(["sites", 0, "in_group"], [["C", 10**6], ["S0", 10**4]]),
+                              "'fc1': features .* do not make an axis of 17"),
+    "group with a zero": (_set(["sites", 0, "in_group"], [["C", 0], ["S0", 4]]), "features"),
+    "unknown predecessor": (_set(["sites", 1, "preds"], ["ghost"]), "'bn' follows .*ghost"),
+    "huge input": (_set(["inputs", 0, "shape"], [0, 60000, 60000]), "input or output"),
+    "negative input": (_set(["inputs", 0, "shape"], [0, -3]), "input or output"),
+    "odd input dtype": (_set(["inputs", 0, "dtype"], "object"), "dtype 'object'"),
+    "role twice": (_set(["sites", 0, "roles", 1, "name"], "weight"), "twice"),
+    "infinite probe": (lambda m, a: a.update({"probe/synthetic0": np.full((2, 30), np.inf,
+                       np.float32)}), "probe has values that are NaN or infinite"),
     "probe missing": (_set(["probe"], 2), "probe/synthetic1"),
 }  # fmt: skip
 

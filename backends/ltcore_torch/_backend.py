@@ -11,10 +11,10 @@ from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, to_numpy, write_into
+from ltcore_torch._layouts import as_inputs, tensors_in, to_numpy, write_into
 from ltcore_torch._names import Slot, sites_of, unwrap
 from ltcore_torch._trace import traced
-from ltcore_torch._training import inference, mean_gradients, redrawn
+from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
@@ -86,8 +86,7 @@ class TorchBackend:
         given = as_inputs(list(inputs), like.device)
         with inference(root), suspended():
             result = root(*(x.to(like.dtype) if x.is_floating_point() else x for x in given))
-        leaves, _ = torch.utils._pytree.tree_flatten(result)
-        return tuple(to_numpy(leaf.float()) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
 
     def gradients(
         self,
@@ -96,15 +95,11 @@ class TorchBackend:
         batches: Iterable[tuple[Any, Any]],
         loss: Callable[[Any, Any], Any],
     ) -> dict[str, Array]:
-        """Return mean gradients of all trained parameters; buffers are as before."""
+        """Return mean gradients of all trained parameters, in eval mode."""
         slots = _slots(model)
         trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        buffers = [name for name, _, role in structure.items() if role.state]
-        before = self.read(model, structure, buffers)
-        try:
+        with eval_mode(unwrap(model)):
             found = mean_gradients(model, trained, batches, loss)
-        finally:
-            self.write(model, structure, before)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
 
 

@@ -1,9 +1,11 @@
 """torch tensors to numpy and back. Canonical layout is torch's own, so axes stay as they are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ltcore.arrays import Array, own
 
@@ -30,3 +32,15 @@ def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
         (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)
         for part in parts
     )
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested containers; dictionaries in the order of their sorted keys."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        return [tensor for key in sorted(tree) for tensor in tensors_in(tree[key])]
+    if isinstance(tree, list | tuple):
+        return [tensor for part in tree for tensor in tensors_in(part)]
+    # A container that someone registered with torch; anything else is a leaf, and no tensor.
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

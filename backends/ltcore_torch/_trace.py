@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ltcore.errors import ModelError
 from ltcore.parameters import Interface, Site, Structure
 from ltcore.tracing import Labels, Trace, reshaped, spatial, unknown
+from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import kind_of, walk
 from ltcore_torch._training import inference
 
@@ -120,29 +120,29 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
-        return _tensors(result)
+        return tensors_in(result)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.inside += 1
         if self.inside == 1:
             name = self._modules[module]
-            self.trace.visit(name, _tensors(args), _feature_axis(self._kinds[name]))
+            self.trace.visit(name, tensors_in(args), _feature_axis(self._kinds[name]))
 
     def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         self.inside -= 1
         if self.inside:
             return
         name = self._modules[module]
-        entered = _tensors(args)
+        entered = tensors_in(args)
         before = self.trace.flow(entered[0]).labels if entered else ()
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self.trace.put(tensor, {name}, _after_site(self._kinds[name], before, tensor.dim()))
 
     def see(self, operation: str, args: Sequence[Any], result: Any) -> None:
         """Report an operation between sites."""
-        entered = _tensors(args)
+        entered = tensors_in(args)
         preds = self.trace.preds(entered)
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if any(tensor is other for other in entered):
                 self.trace.put(tensor, preds, self.trace.flow(tensor).labels)
             else:
@@ -183,10 +183,6 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._run.inside == 0:
             self._run.see(func._schema.name.partition("::")[2], args, result)
         return result
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _feature_axis(kind: str) -> int:

@@ -15,16 +15,22 @@ from ltcore_torch._names import Slot, walk
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, and afterwards each back in the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode, without gradients."""
+    with eval_mode(model), torch.no_grad():
+        yield
 
 
 def redrawn(model: nn.Module, seed: int) -> nn.Module:
@@ -57,7 +63,11 @@ def mean_gradients(
     batches: Iterable[tuple[Any, Any]],
     loss: Callable[[Any, Any], Any],
 ) -> dict[str, torch.Tensor]:
-    """Return the gradient of each of ``slots`` averaged over ``batches``; ``.grad`` is not used."""
+    """Return the gradient of each of ``slots`` averaged over ``batches``.
+
+    In eval mode, so that neither dropout nor batch statistics make a matter of chance of it, and
+    without touching ``.grad``.
+    """
     params = {name: slot.tensor for name, slot in slots.items()}
     frozen = [param for param in params.values() if not param.requires_grad]
     sums = {name: torch.zeros_like(param) for name, param in params.items()}
