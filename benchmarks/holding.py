@@ -312,6 +312,8 @@ def main() -> None:
         if kind == "keras":
             held = median(ratio(times, "ltcore", "callback that assigns") for times in found)
             verdict("ltcore / callback", held, 0.75)
+            floor = median(ratio(times, base, "callback that assigns") for times in found)
+            print(f"  plain fit takes {floor:.2f} of the callback's step; no holding can take less")
         else:
             verdict("ltcore / dense", median(ratio(t, "ltcore", "dense") for t in found), 1.10)
 

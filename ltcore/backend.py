@@ -110,6 +110,14 @@ class Backend(Protocol):
         """
         ...
 
+    def get_mode(self, model: Any) -> Any:
+        """Return the model's training mode, module by module; None where models have none."""
+        ...
+
+    def set_mode(self, model: Any, mode: Any) -> None:
+        """Put the model in a mode that `get_mode` returned for it."""
+        ...
+
     def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was.
 

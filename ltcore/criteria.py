@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -140,6 +140,24 @@ def _magnitude(param: Param) -> Array:
 
 def _random(param: Param) -> Array:
     return np.asarray(param.rng.random(param.weight.shape))
+
+
+def as_criterion(given: Any, name: str = "") -> Criterion:
+    """Return ``given`` as a criterion: an object with ``score``, its class, or a bare function.
+
+    Raises:
+        InvalidValueError: it is none of these.
+    """
+    made = given() if isinstance(given, type) else given
+    if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
+        found: Criterion = made
+        return found
+    if callable(made) and not hasattr(made, "score"):
+        return FunctionCriterion(name or getattr(made, "__qualname__", "function"), made)
+    raise InvalidValueError(
+        f"criterion is {given!r}; expected a name, a function of a Param, or an object with name, "
+        "needs, elementwise and score(param)"
+    )
 
 
 magnitude = FunctionCriterion("magnitude", _magnitude, elementwise=True)

@@ -24,6 +24,9 @@ from ltcore.ticketfile import TicketRecord
 Weights: TypeAlias = Literal["ticket", "keep", "reinit"]
 """Which values a model gets: the ticket's, the ones it has, or fresh ones (a control)."""
 
+TRAINING_ATTRIBUTES = ("momentum",)
+"""Attributes of sites that outputs do not show."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
@@ -55,8 +58,12 @@ class Pairing:
                 placed[twin] = array
         return in_native_order(placed, self.target) if self.by_graph else placed
 
-    def differences(self) -> str:
-        """Return which attributes of paired sites differ; empty if none."""
+    def differences(self, *, in_outputs: bool) -> str:
+        """Return which attributes of paired sites differ; empty if none.
+
+        Args:
+            in_outputs: those that change outputs, or else those that change only training.
+        """
         twins = {site.name: site for site in self.target.sites}
         found = []
         for site in self.source.sites:
@@ -66,6 +73,7 @@ class Pairing:
                 f"{twin.name}"
                 for key in sorted(site.attrs.keys() & twin.attrs.keys())
                 if site.attrs[key] != twin.attrs[key]
+                and (key not in TRAINING_ATTRIBUTES) == in_outputs
             ]
         return "; ".join(found)
 
@@ -173,7 +181,7 @@ def place(
     if pairing.by_graph:
         with restoring(backend, model, structure, always=True):
             _prove(record, backend, model, pairing)
-        if differences := pairing.differences():
+        if differences := pairing.differences(in_outputs=False):
             warnings.warn(
                 f"paired layers compute the same outputs but would not train alike: {differences}",
                 stacklevel=4,
@@ -200,7 +208,7 @@ def _prove(record: TicketRecord, backend: Backend, model: Any, pairing: Pairing)
         try:
             check_outputs(expected, found, what, tolerance)
         except ProbeMismatchError as error:
-            hints = pairing.differences()
+            hints = pairing.differences(in_outputs=True)
             said = f"{error}. What differs: {hints}" if hints else str(error)
             raise ProbeMismatchError(said) from None
 

@@ -9,7 +9,7 @@ from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array
 from ltcore.backend import Backend
-from ltcore.criteria import Criterion, FunctionCriterion, Param
+from ltcore.criteria import Criterion, Param, as_criterion
 from ltcore.errors import CapabilityError, InvalidValueError, PatternError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import select_infos
@@ -47,13 +47,8 @@ def criterion_from(given: AnyCriterion) -> Criterion:
         InvalidValueError: it is no criterion.
     """
     if isinstance(given, str):
-        loaded: Criterion = plugins.load("criteria", given)
-        return loaded
-    if callable(given):
-        return FunctionCriterion(name_of(given), given)
-    if hasattr(given, "score"):
-        return given
-    raise InvalidValueError(f"criterion is {given!r}; expected a name, a criterion or a function")
+        return as_criterion(plugins.load("criteria", given), given)
+    return as_criterion(given)
 
 
 def allocation_from(given: str | Allocation) -> Allocation:
@@ -78,12 +73,11 @@ def policy_from(given: int | str | RewindPolicy) -> RewindPolicy:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no policy.
     """
-    if isinstance(given, str):
-        loaded = plugins.load("rewind_policies", given)
-        made: RewindPolicy = loaded() if callable(loaded) else loaded
-        return made
-    if isinstance(given, RewindPolicy):
-        return given
+    found: Any = plugins.load("rewind_policies", given) if isinstance(given, str) else given
+    if isinstance(found, type) or (isinstance(given, str) and callable(found)):
+        found = found()
+    if isinstance(found, RewindPolicy):
+        return found
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
     raise InvalidValueError(

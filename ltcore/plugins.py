@@ -106,7 +106,12 @@ def _wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
     ordered = [unique[key] for key in sorted(unique)]
     if listed is None:
         return ordered
-    allowed = {name.strip() for name in listed.split(",")} | {"builtin"}
+    allowed = {name.strip() for name in listed.split(",")} - {""} | {"builtin"}
+    unknown = sorted(allowed - {entry.name for entry in ordered})
+    if unknown:
+        warnings.warn(
+            f"LTCORE_PLUGINS lists {unknown}, which is not installed", PluginWarning, stacklevel=3
+        )
     return [entry for entry in ordered if entry.name in allowed]
 
 
@@ -180,9 +185,10 @@ def criterion(
     """
 
     def register(function: Callable[[Param], Array]) -> FunctionCriterion:
-        made = FunctionCriterion(name, function, frozenset(needs), elementwise)
+        asked = frozenset([needs] if isinstance(needs, str) else needs)
+        made = FunctionCriterion(name, function, asked, elementwise)
         taken = registry().offers["criteria"].get(name)
-        if taken:
+        if taken and taken.spec.target != f"{function.__module__}:{function.__qualname__}":
             raise PluginError(
                 f"criterion {name!r} exists already: {taken.spec.target} of {taken.origin}"
             )
@@ -218,6 +224,7 @@ def detect(model: Any) -> Backend:
     raise ModelError(
         f"no backend drives a model of type {type(model).__module__}.{type(model).__qualname__}; "
         f"there are: {known}"
+        + ("; LTCORE_PLUGINS limits which are used" if "LTCORE_PLUGINS" in os.environ else "")
     )
 
 

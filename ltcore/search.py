@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ltcore.allocation import Allocation, Goal
-from ltcore.arrays import Params, freeze
+from ltcore.arrays import Params, check_finite, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, score
 from ltcore.errors import InvalidValueError, ModelError
@@ -110,6 +110,7 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
     # Held from the start, though nothing is pruned: a training step that the user compiles now
     # is compiled with the masks in it.
     hold = hold_model(plan.model, plan.backend, structure, masks, existing="replace")
+    mode = plan.backend.get_mode(plan.model)
     start = _read(plan, structure)
     run = _train(plan, structure, 0, plan.policy.snapshots)
     structure = _with_graph(plan, structure, run.first_input)
@@ -124,6 +125,7 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
         hold_model(plan.model, plan.backend, structure, masks, existing="replace")
         steps = 0
         if index < plan.schedule.rounds or plan.evaluate:
+            plan.backend.set_mode(plan.model, mode)  # evaluate may have left it in eval
             run = _train(plan, structure, plan.policy.resume_step if plan.resumes else 0, ())
             hold.check()
             steps = run.steps
@@ -264,7 +266,32 @@ def _rewind(
     def redraw() -> Params:
         return plan.backend.redraw(plan.model, structure, seed)
 
-    return plan.policy.rewind(RewindContext(masks, snapshots, trained, redraw))
+    rewound = plan.policy.rewind(RewindContext(masks, snapshots, trained, redraw))
+    return _checked(rewound, trained, structure, type(plan.policy).__name__)
+
+
+def _checked(rewound: Params, like: Params, structure: Structure, policy: str) -> Params:
+    """Return what a policy gave, in the model's dtypes; a plugin's mistake must not train on.
+
+    Raises:
+        InvalidValueError: names are missing or unknown, or a shape differs.
+        NonFiniteError: a parameter is NaN or infinite.
+    """
+    missing = [name for name in like if name not in rewound]
+    unknown = [name for name in rewound if name not in like]
+    shapes = [
+        f"{name}: {np.shape(rewound[name])}, expected {array.shape}"
+        for name, array in like.items()
+        if name in rewound and np.shape(rewound[name]) != array.shape
+    ]
+    if missing or unknown or shapes:
+        raise InvalidValueError(
+            f"rewind policy {policy} must return all params and buffers of the model; missing "
+            f"{missing}, unknown {unknown}, shapes {shapes}"
+        )
+    cast = {name: np.asarray(rewound[name], array.dtype) for name, array in like.items()}
+    check_finite({info.name: cast[info.name] for info in structure.infos})
+    return cast
 
 
 def _finish(
@@ -294,10 +321,7 @@ def _story(
         "criterion": plan.criterion.name,
         "scope": plan.scope,
         "round": index,
-        "rewind": {
-            **plan.policy.describe(),
-            "schedule": "resumed" if index and plan.resumes else "restarted",
-        },
+        "rewind": _rewound_to(plan, index),
         "seed": plan.seed,
         "parent": parent,
         "steps": steps,
@@ -309,6 +333,14 @@ def _story(
         shared = dict(goal.amounts) if isinstance(goal.amounts, Mapping) else goal.amounts
         told["goal"] = {type(goal).__name__.lower(): shared}
     return told
+
+
+def _rewound_to(plan: Plan, index: int) -> dict[str, Any]:
+    """Return where a round's weights are from; those of round 0 are the initial ones."""
+    if not index:
+        return {"kind": "initialization", "step": 0, "schedule": "restarted"}
+    schedule = "resumed" if plan.resumes else "restarted"
+    return {**plan.policy.describe(), "schedule": schedule}
 
 
 def _measure(evaluate: Evaluate, model: Any) -> dict[str, float]:

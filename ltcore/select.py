@@ -43,18 +43,32 @@ def select(scores: Scores, masks: Masks, groups: Sequence[Group]) -> Masks:
 
     Raises:
         NonFiniteError: a kept weight's score is NaN; names the parameter.
-        InvalidValueError: a group is asked for more weights than it has.
+        InvalidValueError: groups share a parameter or name one without a mask, or a group is
+            asked for more weights than it has.
     """
+    _check_groups(groups, masks)
     chosen = {name: masks[name] for name in masks}
     for group in groups:
         kept = sum(masks.counts[name][0] for name in group.names)
-        if not 0 <= group.remove <= kept:
-            raise InvalidValueError(
-                f"cannot remove {group.remove} of the {kept} weights left in {group.names}"
-            )
         if group.remove:
-            chosen.update(_select_group(scores, masks, group.names, kept, group.remove))
+            chosen.update(_select_group(scores, masks, tuple(group.names), kept, group.remove))
     return Masks.adopt(chosen)
+
+
+def _check_groups(groups: Sequence[Group], masks: Masks) -> None:
+    names = [name for group in groups for name in group.names]
+    unknown = [name for name in names if name not in masks]
+    if unknown or len(set(names)) != len(names):
+        raise InvalidValueError(
+            f"the allocation gave groups {list(groups)}; expected disjoint groups of {list(masks)}"
+        )
+    for group in groups:
+        kept = sum(masks.counts[name][0] for name in group.names)
+        if not isinstance(group.remove, int | np.integer) or not 0 <= group.remove <= kept:
+            raise InvalidValueError(
+                f"cannot remove {group.remove!r} of the {kept} weights left in {group.names}; "
+                "expected a whole number of them"
+            )
 
 
 def _select_group(

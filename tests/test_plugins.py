@@ -191,6 +191,26 @@ def test_a_criterion_by_decorator_is_known_by_name_and_may_be_redefined():
         lt.criterion("magnitude")(lambda param: param.weight)
 
 
+def test_a_decorated_function_may_be_the_target_of_its_own_spec(entries):
+    entries("own", ltcore_register_criteria=lambda: [
+        Spec("test-own", f"{__name__}:own_rule"), Spec("test-bare", "numpy:abs")])  # fmt: skip
+
+    def own_rule(param):
+        return abs(param.weight)
+
+    own_rule.__qualname__ = "own_rule"
+    made = lt.criterion("test-own")(own_rule)
+    assert plugins.load("criteria", "test-own") is made
+
+
+def test_the_environment_warns_of_names_that_are_not_there(entries, monkeypatch):
+    monkeypatch.setenv("LTCORE_PLUGINS", "torch,no-such")
+    with pytest.warns(plugins.PluginWarning, match="no-such"):
+        plugins.registry()
+    with pytest.raises(ModelError, match="LTCORE_PLUGINS limits"):
+        plugins.detect(object())
+
+
 def test_hook_names_and_arguments_are_stable():
     """Hook names are forever; this table is the promise."""
     import inspect

@@ -527,3 +527,86 @@ def test_a_reinit_control_never_draws_the_original_weights():
     ticket = lt.Ticket.from_model(model)
     ticket.apply(model, weights="reinit", seed=0, existing="replace")
     assert not torch.equal(model.weight, original)
+
+
+def test_every_training_starts_in_the_mode_of_the_first():
+    modes = []
+
+    class Watching(Loop):
+        def __call__(self, model):
+            modes.append([m.training for m in model.modules()])
+            super().__call__(model)
+
+    model = convnet()
+    model[1].eval()  # a frozen norm stays frozen
+    lt.find_ticket(model, Watching(), rounds=2, rate=0.2, evaluate=lambda m: float(not m.eval()))
+    assert modes == [[True, True, False, True, True, True]] * 3
+
+
+def test_round_zero_is_told_as_what_it_is():
+    search = lt.find_ticket(convnet(), Loop(), rounds=1, rate=0.2, rewind_to=4)
+    kinds = [round_.ticket.provenance["rewind"]["kind"] for round_ in search.rounds]
+    assert kinds == ["initialization", "step"]
+
+
+class Policy:
+    snapshots, resume_step = (), 0
+
+    def __init__(self, change=lambda params: params):
+        self.change = change
+
+    def rewind(self, context):
+        return self.change(dict(context.trained))
+
+    def describe(self):
+        return {"kind": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda p: {"4.bias": p["4.bias"]}, InvalidValueError, r"Policy.*missing \['0.weight'"),
+        (lambda p: {**p, "zzz": 1}, InvalidValueError, r"unknown \['zzz'\]"),
+        (lambda p: {**p, "4.bias": np.ones(3)}, InvalidValueError, r"4.bias: \(3,\).*\(4,\)"),
+        (lambda p: {**p, "4.bias": np.full(4, np.nan)}, NonFiniteError, "'4.bias'"),
+    ],
+)
+def test_policies_that_return_nonsense_are_stopped(change, error, message):
+    with pytest.raises(error, match=message):
+        lt.find_ticket(convnet(), Loop(2), rounds=1, rate=0.2, rewind_to=Policy(change))
+
+
+def test_policies_may_be_classes_and_of_another_precision():
+    wide = Policy(lambda p: {n: a.astype(np.float64) if a.dtype.kind == "f" else a
+                             for n, a in p.items()})  # fmt: skip
+    for policy in (Policy, wide):
+        ticket = lt.find_ticket(convnet(), Loop(2), rounds=1, rate=0.2, rewind_to=policy).ticket
+        assert ticket.params["4.bias"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [lt.Group(("4.weight",), 3), lt.Group(("4.weight",), 5)], [lt.Group(("zzz",), 3)],
+        [lt.Group(("4.weight",), 3.0)], [lt.Group(("4.weight",), 10**6)],
+    ],
+)  # fmt: skip
+def test_allocations_that_give_nonsense_are_stopped(groups):
+    with pytest.raises(InvalidValueError, match="expected"):
+        lt.prune(convnet(), 0.5, scope=lambda goal, masks, infos: groups)
+
+
+def test_criteria_in_every_form():
+    class Rule:
+        name, needs, elementwise = "rule", frozenset(), False
+
+        def score(self, param):
+            return abs(param.weight)
+
+    def bare(param):
+        return abs(param.weight)
+
+    masks = [lt.prune(convnet(), 0.5, criterion=c).masks for c in (Rule, Rule(), bare, "magnitude")]
+    assert all(m == masks[0] for m in masks)
+    text = lt.criterion("test-text", needs="gradient")(bare)
+    assert text.needs == {"gradient"}

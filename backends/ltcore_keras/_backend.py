@@ -87,6 +87,12 @@ class KerasBackend:
         """Empty the optimizers known to train the model, their counts at ``step``."""
         fresh_optimizers(model, step)
 
+    def get_mode(self, model: Any) -> None:
+        """Return None: Keras models have no mode, each call says."""
+
+    def set_mode(self, model: Any, mode: None) -> None:
+        """Nothing to set."""
+
     def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
         """Return params from every layer's own initializers."""
         slots = sites_of(model)[1]

@@ -78,7 +78,7 @@ def check_single_replica(model: Any) -> None:
     Raises:
         CapabilityError: it was made under a strategy with several replicas.
     """
-    tensorflow("holding and watching")
+    tensorflow("a hold or a watch")
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     if replicas > 1:
         raise CapabilityError(

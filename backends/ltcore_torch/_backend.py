@@ -73,6 +73,15 @@ class TorchBackend:
         """Empty optimizers of earlier trainings; torch's schedules are the user's own objects."""
         fresh_optimizer(unwrap(model))
 
+    def get_mode(self, model: nn.Module) -> list[bool]:
+        """Return each module's ``training``."""
+        return [module.training for module in unwrap(model).modules()]
+
+    def set_mode(self, model: nn.Module, mode: list[bool]) -> None:
+        """Set each module's ``training``."""
+        for module, training in zip(unwrap(model).modules(), mode, strict=True):
+            module.training = training
+
     def redraw(self, model: nn.Module, structure: Structure, seed: int) -> dict[str, Array]:
         """Return params from every layer's ``reset_parameters``."""
         return self.read(redrawn(unwrap(model), seed), structure)

@@ -80,6 +80,14 @@ class ReferenceBackend:
             optimizer.velocity.clear()
             optimizer.count = step
 
+    def get_mode(self, model: NumpyModel) -> bool:
+        """Return whether the model is training."""
+        return model.training
+
+    def set_mode(self, model: NumpyModel, mode: bool) -> None:
+        """Set whether the model is training."""
+        model.training = mode
+
     def redraw(self, model: NumpyModel, structure: Structure, seed: int) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was."""
         twin = copy.deepcopy(model)
