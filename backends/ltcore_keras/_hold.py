@@ -95,7 +95,7 @@ class Keeper:
             self._clear(optimizer)
         return [
             gradient if one is None or gradient is None else where_kept(one.mask, gradient)
-            for one, gradient in zip(held, gradients, strict=False)
+            for one, gradient in zip(held, gradients, strict=True)
         ]
 
     def after_update(self, optimizer: Any, variables: list[Any]) -> None:
@@ -134,7 +134,6 @@ class Keeper:
 
 
 _keepers: MutableMapping[Any, Keeper] = weakref.WeakKeyDictionary()
-_holders: MutableMapping[Any, "weakref.ref[KerasHold]"] = weakref.WeakKeyDictionary()
 
 
 class KerasHold:
@@ -142,12 +141,9 @@ class KerasHold:
 
     def __init__(self, model: Any, masks: Masks) -> None:
         check_single_replica(model)
-        if model in _holders and _holders[model]() is not None:
-            raise HoldError("the model is held already; release that hold first")
         self._model = weakref.ref(model)
         self._keeper = _keepers.setdefault(model, Keeper(model))
         self.update(masks)
-        _holders[model] = weakref.ref(self)
 
     def update(self, masks: Masks) -> None:
         """Hold ``masks`` from now on."""
@@ -163,8 +159,7 @@ class KerasHold:
 
     def release(self) -> None:
         """Hold nothing; a model that is gone holds nothing anyway."""
-        model = self._model()
-        if model is not None and _holders.pop(model, None) is not None:
+        if self._model() is not None:
             self._keeper.release()
 
 

@@ -1,5 +1,6 @@
 """The state inside Keras optimizers: which there are, what they remember, how to empty it."""
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -8,17 +9,21 @@ from typing import Any
 import keras
 
 from ltcore.errors import CapabilityError
-from ltcore_keras._engine import keys, retrace, where_kept
-from ltcore_keras._updates import listen
+from ltcore_keras._engine import outside_graph, retrace, where_kept
 
 _seen: MutableMapping[Any, "weakref.WeakSet[Any]"] = weakref.WeakKeyDictionary()
-_registrars: MutableMapping[Any, "Registrar"] = weakref.WeakKeyDictionary()
 _configs: MutableMapping[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def note_seen(model: Any, optimizer: Any) -> None:
-    """Remember that ``optimizer`` trains ``model``, compiled into it or not."""
+    """Remember that ``optimizer`` trains ``model``, compiled into it or not, and how it began.
+
+    Called before its first update, so that what callbacks do to the learning rate is not in it.
+    """
     _seen.setdefault(model, weakref.WeakSet()).add(optimizer)
+    if optimizer not in _configs:
+        with outside_graph(), contextlib.suppress(NotImplementedError):
+            _configs[optimizer] = _config(optimizer)
 
 
 def optimizers_of(model: Any) -> list[Any]:
@@ -56,38 +61,12 @@ def clear_slots(optimizer: Any, mask_of: Callable[[Any], Any]) -> None:
                 slot.assign(where_kept(mask, slot))
 
 
-class Registrar:
-    """Notes which optimizers train a model whose trainings shall start afresh."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = weakref.ref(model)
-        listen(self)
-
-    def before_update(
-        self, optimizer: Any, gradients: list[Any], variables: list[Any]
-    ) -> list[Any]:
-        """Note the optimizer if the model has any of ``variables``."""
-        model = self._model()
-        given = {id(variable) for variable in variables}
-        if model is not None and any(not given.isdisjoint(keys(v)) for v in model.weights):
-            note_seen(model, optimizer)
-        return gradients
-
-    def after_update(self, optimizer: Any, variables: list[Any]) -> None:
-        """Nothing to do."""
-
-    def finished(self, optimizer: Any, variables: list[Any]) -> None:
-        """Nothing to do."""
-
-
 def fresh_optimizers(model: Any, step: int) -> None:
     """Put every optimizer known to train ``model`` in its initial state, its count at ``step``.
 
-    Known are the compiled one and all that were seen at work since the first call. In place:
-    training steps that a user has compiled around an optimizer go on working.
+    Known are the compiled one and all that were at work while somebody watched or held the model.
+    In place: training steps that a user has compiled around an optimizer go on working.
     """
-    if model not in _registrars:
-        _registrars[model] = Registrar(model)
     whole = [getattr(model, "optimizer", None)]
     inside = {id(part) for part in parts(whole[0])}
     for optimizer in [*whole, *(o for o in optimizers_of(model) if id(o) not in inside)]:

@@ -3,13 +3,15 @@
 All Keras optimizers update through ``Optimizer.apply``: ``fit``, a `GradientTape` loop, and
 wrappers such as `LossScaleOptimizer` (which calls that of the optimizer inside). While someone
 listens, that method of the class is ours. A compiled training step contains what was heard when
-it was traced, so whoever begins or stops to listen has ``fit`` trace again.
+it was traced, so every ``fit`` (of the model or of one that contains it) traces again after
+someone began or stopped to listen.
 """
 
 import functools
+import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, Protocol
 
 import keras
@@ -34,7 +36,10 @@ class Listener(Protocol):
 
 
 _listeners: list[weakref.ref[Listener]] = []
-_originals: dict[type, Callable[..., Any] | None] = {}
+_patches: list["_Patch"] = []
+_generation = itertools.count()
+_current = next(_generation)
+_traced: MutableMapping[Any, int] = weakref.WeakKeyDictionary()
 _nested = threading.local()
 
 
@@ -42,16 +47,19 @@ def listen(listener: Listener) -> None:
     """Tell ``listener`` of every update while it lives."""
     if not any(ref() is listener for ref in _listeners):
         _listeners.append(weakref.ref(listener, lambda _: _rest_if_alone()))
-    if not _originals:
-        _install(keras.optimizers.Optimizer, _heard)
+    _changed()
+    if not _patches:
+        _patches.append(_Patch(keras.optimizers.Optimizer, "apply", _heard))
+        _patches.append(_Patch(keras.Model, "make_train_function", _traced_anew))
         several = getattr(keras.optimizers, "MultiOptimizer", None)
         if several:
-            _install(several, _heard_once)
+            _patches.append(_Patch(several, "apply", _heard_once))
 
 
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
     _listeners[:] = [ref for ref in _listeners if ref() is not listener]
+    _changed()
     _rest_if_alone()
 
 
@@ -61,32 +69,58 @@ def _live() -> list[Listener]:
 
 def _rest_if_alone() -> None:
     _listeners[:] = [ref for ref in _listeners if ref() is not None]
-    if _listeners:
-        return
-    for cls, original in _originals.items():
-        if original is None:
-            del cls.apply  # type: ignore[attr-defined]
+    if not _listeners:
+        while _patches:
+            _patches.pop().remove()
+
+
+def _changed() -> None:
+    """Make every training step that is compiled by now out of date."""
+    global _current  # noqa: PLW0603  one process has one set of listeners
+    _current = next(_generation)
+
+
+class _Patch:
+    """A method of a class, replaced by ``around(original, self, ...)`` until removed."""
+
+    def __init__(self, cls: type, name: str, around: Callable[..., Any]) -> None:
+        self._cls, self._name = cls, name
+        self._own = cls.__dict__.get(name)  # None where the class inherits it
+        original = getattr(cls, name)
+
+        @functools.wraps(original)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        self._ours = method
+        setattr(cls, name, method)
+
+    def remove(self) -> None:
+        """Put the original back, unless somebody has put a method of theirs over ours."""
+        if self._cls.__dict__.get(self._name) is not self._ours:
+            return
+        if self._own is None:
+            delattr(self._cls, self._name)
         else:
-            cls.apply = original  # type: ignore[attr-defined]
-    _originals.clear()
+            setattr(self._cls, self._name, self._own)
 
 
-def _install(cls: type, around: Callable[..., Any]) -> None:
-    """Put ``around`` in the place of the class's ``apply``, which may be an inherited one."""
-    _originals[cls] = cls.__dict__.get("apply")
-    original = cls.apply  # type: ignore[attr-defined]
-
-    @functools.wraps(original)
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-        return around(original, self, grads, trainable_variables)
-
-    cls.apply = apply  # type: ignore[attr-defined]
+def _traced_anew(original: Callable[..., Any], model: Any, force: bool = False) -> Any:
+    """Have ``fit`` compile a training step anew that was compiled for other listeners."""
+    stale = _traced.get(model) != _current
+    _traced[model] = _current
+    return original(model, force=force or stale)
 
 
-def _heard(original: Callable[..., Any], optimizer: Any, grads: Any, given: Any) -> Any:
+def _heard(
+    original: Callable[..., Any], optimizer: Any, grads: Any, trainable_variables: Any = None
+) -> Any:
     """Make an update with masked gradients, then tell everybody."""
+    given = trainable_variables
     gradients = list(grads)
     variables = list(optimizer._trainable_variables if given is None else given)
+    if len(gradients) != len(variables):
+        return original(optimizer, gradients, given)  # a mistake; Keras says which
     listeners = _live()
     for listener in listeners:
         gradients = listener.before_update(optimizer, gradients, variables)
@@ -100,8 +134,11 @@ def _heard(original: Callable[..., Any], optimizer: Any, grads: Any, given: Any)
     return result
 
 
-def _heard_once(original: Callable[..., Any], optimizer: Any, grads: Any, given: Any) -> Any:
+def _heard_once(
+    original: Callable[..., Any], optimizer: Any, grads: Any, trainable_variables: Any = None
+) -> Any:
     """Let the optimizers inside make their parts of one update."""
+    given = trainable_variables
     gradients = list(grads)
     _nested.inside = True
     try:

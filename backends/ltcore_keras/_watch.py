@@ -50,7 +50,11 @@ class Odometer:
     def before_update(
         self, optimizer: Any, gradients: list[Any], variables: list[Any]
     ) -> list[Any]:
-        """Nothing to do."""
+        """Note the optimizer, before it does anything."""
+        model = self._model()
+        given = {id(variable) for variable in variables}
+        if model is not None and any(not given.isdisjoint(keys(v)) for v in model.weights):
+            note_seen(model, optimizer)
         return gradients
 
     def after_update(self, optimizer: Any, variables: list[Any]) -> None:
@@ -60,7 +64,6 @@ class Odometer:
         """Count an update of this model, once also where several optimizers share it."""
         if not self._counts(variables):
             return
-        note_seen(self._model(), optimizer)
         done = _is_update(optimizer)
         self.count.assign_add(keras.ops.cast(done, "int64"))
         for watch in self._watches:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltcore.errors import ModelError
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Labels, Trace, reshaped, spatial, unknown
+from ltcore.tracing import Labels, Trace, group_of, reshaped, spatial, unknown
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import kind_of, walk
 from ltcore_torch._training import inference
@@ -58,10 +58,13 @@ def traced(model: nn.Module, sites: Sequence[Site], inputs: tuple[torch.Tensor, 
         placed.append(
             Site(site.name, site.kind, site.roles, site.attrs, preds, group, site.name in ends)
         )
+    ends_in = [run.trace.flow(t).labels or unknown(t.dim()) for t in outputs]
+    mixed = any(group_of(label) for axes in ends_in for label in axes if not isinstance(label, str))
     return Structure(
         tuple(placed),
         tuple(_face(t, axes) for t, axes in zip(inputs, labels, strict=True)),
-        tuple(_face(t, run.trace.flow(t).labels or unknown(t.dim())) for t in outputs),
+        # Channels and space in one output axis: no framework-free order, so nothing to compare.
+        None if mixed else tuple(map(_face, outputs, ends_in)),
     )
 
 
