@@ -42,6 +42,7 @@ def fresh_process(script: str, *arguments: str) -> dict[str, list[float]]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr}")

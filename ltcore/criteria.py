@@ -14,7 +14,7 @@ import numpy as np
 
 from ltcore.arrays import Array, Params
 from ltcore.errors import InvalidValueError, NonFiniteError
-from ltcore.masks import Masks, flat_block
+from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
 
 SIGNALS = ("weight", "initial", "rewind", "gradient", "rng")
@@ -38,7 +38,7 @@ class Param:
     info: ParamInfo
     mask: Array
     signals: Mapping[str, Array]
-    generator: np.random.Generator | None = None
+    generator: "np.random.Generator | None" = None
 
     @property
     def weight(self) -> Array:
@@ -61,7 +61,7 @@ class Param:
         return self._signal("gradient")
 
     @property
-    def rng(self) -> np.random.Generator:
+    def rng(self) -> "np.random.Generator":
         """A `numpy.random.Generator`, seeded by the run's seed and the round."""
         if self.generator is None:
             raise InvalidValueError(_undeclared("rng"))
@@ -215,7 +215,7 @@ class BlockScores:
     def _scored(self, name: str, where: slice) -> Array:
         whole = self.params[name]
         signals = {signal: a.reshape(-1)[where] for signal, a in whole.signals.items()}
-        mask = flat_block(whole.mask, where)
+        mask = whole.mask.reshape(-1)[where]  # a view, also of an all-True mask
         param = Param(whole.info, mask, MappingProxyType(signals), whole.generator)
         return _checked(self.criterion, param)
 
@@ -225,7 +225,7 @@ def score(
     signals: Mapping[str, Params],
     masks: Masks,
     infos: Sequence[ParamInfo],
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
 ) -> Scores:
     """Return the scores of every parameter in ``masks``.
 

@@ -11,11 +11,10 @@ from ltcore.arrays import Array, Params, freeze
 from ltcore.errors import MaskError
 
 
-def flat_block(mask: Array, where: slice) -> Array:
-    """Return flat positions ``where`` of ``mask``, without unfolding an all-True mask."""
-    if mask.size and not any(mask.strides):
-        return np.broadcast_to(mask.flat[0], len(range(*where.indices(mask.size))))
-    return mask.reshape(-1)[where]
+def _kept(mask: Array) -> int:
+    if mask.size and not any(mask.strides):  # one value seen through every position
+        return mask.size * int(mask.flat[0])
+    return int(np.count_nonzero(mask))
 
 
 class Masks(Mapping[str, Array]):
@@ -85,7 +84,7 @@ class Masks(Mapping[str, Array]):
     @cached_property
     def counts(self) -> Mapping[str, tuple[int, int]]:
         """``{name: (kept, total)}``."""
-        return {name: (int(np.count_nonzero(m)), m.size) for name, m in self._arrays.items()}
+        return {name: (_kept(m), m.size) for name, m in self._arrays.items()}
 
     @cached_property
     def kept(self) -> int:

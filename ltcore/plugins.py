@@ -9,9 +9,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -21,6 +20,9 @@ from ltcore.backend import Backend
 from ltcore.criteria import FunctionCriterion, Param
 from ltcore.errors import MissingDependencyError, ModelError, PluginError, UnknownNameError
 from ltcore.hookspecs import PROJECT, BackendSpec, Spec
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 KINDS = (
     "backends",
@@ -62,6 +64,13 @@ class Registry:
     broken: dict[str, Exception] = field(default_factory=dict)
 
 
+def entry_points(*, group: str) -> "Iterable[EntryPoint]":
+    """Return what is installed; importing the machinery for it takes as long as half of ltcore."""
+    from importlib import metadata
+
+    return metadata.entry_points(group=group)
+
+
 _local_criteria: dict[str, FunctionCriterion] = {}
 
 
@@ -99,7 +108,7 @@ def registry() -> Registry:
     return found
 
 
-def _wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
+def _wanted(found: "Iterable[EntryPoint]") -> "list[EntryPoint]":
     """Return the plugins that ``LTCORE_PLUGINS`` allows (unset: all), ltcore's core always."""
     listed = os.environ.get("LTCORE_PLUGINS")
     unique = {(entry.name, entry.value): entry for entry in found}

@@ -214,7 +214,7 @@ def next_masks(
     masks: Masks,
     signals: Mapping[str, Params],
     gradients: Gradients | None,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
 ) -> Masks:
     """Return ``masks`` pruned to the goal.
 
@@ -375,5 +375,5 @@ def check_train(train: Train) -> None:
         ) from None
 
 
-def _generator(seed: int, index: int) -> np.random.Generator:
+def _generator(seed: int, index: int) -> "np.random.Generator":
     return np.random.Generator(np.random.Philox(key=[seed, index]))

@@ -109,6 +109,20 @@ def test_every_public_name_is_documented(name):
     assert inspect.getdoc(found)
 
 
+def test_every_public_name_has_its_home():
+    """The table of lazy names, the imports for type checkers and ``__all__`` are one list."""
+    source = (ROOT / "ltcore" / "__init__.py").read_text()
+    typed = {
+        name: module
+        for module, names in re.findall(r"^    from ltcore\.(\w+) import (.+)$", source, re.M)
+        for name in names.split(", ")
+    }
+    assert typed == lt._HOMES
+    assert sorted([*typed, "__version__"]) == sorted(lt.__all__) == sorted(dir(lt))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lt.nothing  # noqa: B018
+
+
 def test_every_hook_is_a_heading_with_its_arguments():
     for name, hook in vars(hookspecs).items():
         if name.startswith("ltcore_"):
