@@ -205,6 +205,7 @@ def test_nested_modules_and_data_flow():
          (("S0", 4), ("S1", 5), ("C", 3))),
         (lambda x: x.transpose(1, 3).flatten(1), (("S1", 5), ("S0", 4), ("C", 3))),
         (lambda x: x.flip(1).flatten(1), (("?", 0),)),
+        (lambda x: (x + x.roll(1, 1)).flatten(1), (("?", 0),)),
         (lambda x: torch.cat([x.flatten(1)[:, :30], x.flatten(1)[:, 30:]], 1), (("?", 0),)),
         (lambda x: torch.nn.functional.max_pool2d(x.repeat_interleave(2, 3), (1, 2)).flatten(1),
          (("?", 0),)),

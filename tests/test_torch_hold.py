@@ -448,3 +448,16 @@ def test_bad_words_change_nothing():
 def test_the_report_says_what_is_outside_the_masks():
     text = str(lt.prune(mlp(), sparsity=0.5).report())
     assert "outside the masks: 19 trained weights in 2 parameters" in text
+
+
+def test_masks_that_keep_everything_cost_nothing_until_they_prune():
+    model = mlp()
+    whole = {"0.weight": np.ones((16, 6), bool), "2.weight": np.ones((3, 16), bool)}
+    hold = lt.hold(model, whole)
+    assert not model[0].weight._post_accumulate_grad_hooks
+    hold.update(lt.Masks({**whole, "0.weight": np.eye(16, 6, dtype=bool)}))
+    steps(model, torch.optim.AdamW(model.parameters(), lr=0.1), 3)
+    assert_held(model, hold)
+    hold.update(lt.Masks(whole))
+    steps(model, torch.optim.AdamW(model.parameters(), lr=0.1), 1)
+    assert model[0].weight.count_nonzero() > 16

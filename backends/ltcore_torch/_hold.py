@@ -54,6 +54,7 @@ class HeldTensor:
 
     def set_mask(self, mask: Array) -> None:
         """Take another mask: a bool array of the parameter's shape."""
+        self.prunes = not mask.all()
         self._bits = -torch.from_numpy(mask.copy()).to(torch.int8)
 
     @property
@@ -173,6 +174,7 @@ class TorchHold:
     def update(self, masks: Masks) -> None:
         """Hold ``masks`` from now on."""
         for name, mask in masks.items():
+            self._tensors[name].release()
             self._tensors[name].set_mask(mask)
         self._cleared.clear()
         self.enforce()
@@ -209,8 +211,8 @@ class TorchHold:
             tensor.enforce(param)
 
     def _live(self, owned: set[int] | None = None) -> Iterator[tuple[HeldTensor, torch.Tensor]]:
-        """Yield what still exists (and is ``owned``): a handle may outlive its model."""
+        """Yield what prunes, still exists (a handle may outlive its model), and is ``owned``."""
         for tensor in self._tensors.values():
-            param = tensor.param
+            param = tensor.param if tensor.prunes else None
             if param is not None and (owned is None or id(param) in owned):
                 yield tensor, param
