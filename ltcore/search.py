@@ -112,7 +112,11 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
     hold = hold_model(plan.model, plan.backend, structure, masks, existing="replace")
     mode = plan.backend.get_mode(plan.model)
     start = _read(plan, structure)
-    run = _train(plan, structure, 0, plan.policy.snapshots)
+    try:
+        run = _train(plan, structure, 0, plan.policy.snapshots)
+    except BaseException:
+        hold.release()  # nothing is pruned yet: leave the model as free as it came
+        raise
     structure = _with_graph(plan, structure, run.first_input)
     snapshots = {0: start, **run.snapshots}
     finished = _finish(plan, structure, 0, masks, start, run.steps, None)

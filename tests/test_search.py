@@ -610,3 +610,15 @@ def test_criteria_in_every_form():
     assert all(m == masks[0] for m in masks)
     text = lt.criterion("test-text", needs="gradient")(bare)
     assert text.needs == {"gradient"}
+
+
+def test_an_error_in_round_zero_leaves_the_model_free():
+    model = convnet()
+
+    def train(model):
+        raise RuntimeError("no data")
+
+    with pytest.raises(RuntimeError, match="no data"):
+        lt.find_ticket(model, train, rounds=1, rate=0.2)
+    assert lt.held(model) is None
+    lt.find_ticket(model, Loop(2), rounds=1, rate=0.2)
