@@ -427,7 +427,9 @@ def test_a_dead_model_does_not_disturb_other_optimizers():
         gc.collect()
         del handle
         model = mlp()
+        before = model[0].weight.detach().clone()
         steps(model, torch.optim.SGD(model.parameters(), lr=0.1), 2)
+        assert not torch.equal(model[0].weight, before)
     finally:
         other.remove()
 
