@@ -49,8 +49,14 @@ def test_suite_notices(test):
 
 
 def test_elementwise_random_is_refused():
+    class Dice:
+        name, needs, elementwise = "dice", frozenset({"rng"}), True
+
+        def score(self, param):
+            return random.score(param)
+
     class Suite(CriterionConformance):
-        criterion = FunctionCriterion("r", random.function, frozenset({"rng"}), elementwise=True)
+        criterion = Dice()
 
     with pytest.raises(AssertionError, match="not elementwise"):
         Suite().test_declares_what_it_is()

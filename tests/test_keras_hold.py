@@ -15,6 +15,7 @@ from keras import layers as kl  # noqa: E402
 from keras import ops  # noqa: E402
 
 import ltcore as lt  # noqa: E402
+from ltcore import holds  # noqa: E402
 from ltcore.errors import CapabilityError, HoldError  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
 from ltcore_keras import _updates  # noqa: E402
@@ -121,6 +122,8 @@ def assert_equal(first, second, atol=0.0):
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
+    for hold in list(holds._holds.values()):  # of models that other test files keep
+        hold.release()
     yield
     gc.collect()
     assert not _updates._patches
