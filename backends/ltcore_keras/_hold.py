@@ -23,7 +23,7 @@ from ltcore_keras._engine import check_single_replica, keys, outside_graph, retr
 from ltcore_keras._layouts import to_native
 from ltcore_keras._names import Slot, sites_of
 from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of
-from ltcore_keras._updates import listen, unlisten
+from ltcore_keras._updates import listen, unlisten, unlisten_with
 
 
 class HeldVariable:
@@ -54,6 +54,7 @@ class Keeper:
         self._known: dict[int, HeldVariable] = {}
         self._held: dict[int, HeldVariable] = {}
         self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
+        unlisten_with(model, self)
 
     def hold(self, masks: Mapping[str, Array], slots: Mapping[str, Slot]) -> None:
         """Hold native ``masks`` of the variables in ``slots`` from now on, and nothing else."""

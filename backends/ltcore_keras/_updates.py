@@ -63,6 +63,17 @@ def unlisten(listener: Listener) -> None:
     _rest_if_alone()
 
 
+def unlisten_with(model: Any, listener: Listener) -> None:
+    """Stop telling ``listener`` when ``model`` dies: somebody may keep a handle for longer."""
+    weakref.finalize(model, _unlisten_if_alive, weakref.ref(listener)).atexit = False
+
+
+def _unlisten_if_alive(reference: "weakref.ref[Listener]") -> None:
+    listener = reference()
+    if listener is not None:
+        unlisten(listener)
+
+
 def _live() -> list[Listener]:
     return [listener for ref in _listeners if (listener := ref()) is not None]
 

@@ -16,7 +16,7 @@ from ltcore_keras._engine import check_single_replica, keys, outside_graph, retr
 from ltcore_keras._layouts import to_numpy
 from ltcore_keras._names import Slot
 from ltcore_keras._optimizers import note_seen
-from ltcore_keras._updates import listen, unlisten
+from ltcore_keras._updates import listen, unlisten, unlisten_with
 
 
 class Odometer:
@@ -32,6 +32,7 @@ class Odometer:
             self.count = keras.Variable(0, dtype="int64", trainable=False, name="updates")
         self._reference: weakref.ref[Any] | None = None
         self._watches: list[KerasWatch] = []
+        unlisten_with(model, self)
 
     def attach(self, watch: "KerasWatch") -> None:
         """Tell ``watch`` of every update."""
