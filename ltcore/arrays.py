@@ -15,8 +15,6 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Params: TypeAlias = Mapping[str, Array]
 """``{name: array}`` with portable names and canonical axes, always owned copies."""
 
-FLOAT_DTYPES = ("float16", "float32", "float64")
-
 
 def own(array: Any) -> Array:
     """Return a C-contiguous copy that shares no memory with ``array`` (0-d stays 0-d)."""

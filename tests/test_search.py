@@ -622,3 +622,11 @@ def test_an_error_in_round_zero_leaves_the_model_free():
         lt.find_ticket(model, train, rounds=1, rate=0.2)
     assert lt.held(model) is None
     lt.find_ticket(model, Loop(2), rounds=1, rate=0.2)
+
+
+def test_the_guides_random_mask_control_has_the_tickets_counts():
+    ticket = lt.find_ticket(convnet(), Loop(2), rounds=2, rate={"*": 0.3, "@output": 0.1}).ticket
+    shares = {name: 1 - kept / total for name, (kept, total) in ticket.masks.counts.items()}
+    masks = lt.prune(convnet(), shares, criterion="random").masks
+    assert masks.counts == ticket.masks.counts
+    assert masks != ticket.masks
