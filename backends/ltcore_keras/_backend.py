@@ -9,6 +9,7 @@ from ltcore.arrays import Array, Params
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
 from ltcore_keras._inputs import (
     canonical_output,
@@ -29,7 +30,7 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = frozenset({"gradients"})
+    capabilities = ENGINE.capabilities
 
     @property
     def version(self) -> str:
@@ -55,12 +56,14 @@ class KerasBackend:
         self, model: Any, structure: Structure, names: Iterable[str] | None = None
     ) -> dict[str, Array]:
         """Return owned copies in canonical layout."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         wanted = list(slots if names is None else names)
         return {name: to_canonical(slots[name].variable, slots[name].layout) for name in wanted}
 
     def write(self, model: Any, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         native = {
             name: to_native(array, slots[name].layout, tuple(slots[name].variable.shape), name)
