@@ -76,7 +76,8 @@ class Engine:
 
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return ``values`` where ``mask``, +0.0 elsewhere, also for NaN and -0.0."""
-        return keras.ops.where(mask, values, keras.ops.cast(0, values.dtype))
+        kept, tensor = map(keras.ops.convert_to_tensor, (mask, values))
+        return keras.ops.where(kept, tensor, keras.ops.cast(0, tensor.dtype))
 
     def settle(self, model: Any) -> None:
         """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""

@@ -137,7 +137,7 @@ class Keeper(Listener):
     def _open(self) -> None:
         """Let every mask keep all, for functions that were traced under it."""
         for held in self._each():
-            held.mask.assign(keras.ops.ones_like(held.mask))
+            held.mask.assign(keras.ops.ones(held.mask.shape, "bool"))
         self._held.clear()
 
 

@@ -7,7 +7,7 @@ ENGINE = keras.backend.backend()
 
 
 def mean_square(outputs, targets):
-    return ops.mean(ops.square(outputs - targets))
+    return ops.mean(ops.square(ops.subtract(outputs, targets)))
 
 
 class Loop:
@@ -48,7 +48,7 @@ def _backward(loop, compiled):
         import torch
 
         loop.model.zero_grad()
-        loop.loss(loop.model(x, training=True), ops.convert_to_tensor(y)).backward()
+        loop.loss(loop.model(x, training=True), y).backward()
         weights = loop.model.trainable_variables
         with torch.no_grad():
             loop.optimizer.apply([weight.value.grad for weight in weights], weights)
