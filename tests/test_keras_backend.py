@@ -99,7 +99,7 @@ class Hooks:
     def trainer(self, model, case, optimizer="sgd"):
         made, x, y = self.optimizer(optimizer), self.example(case), self.targets(case)
 
-        step = Loop(model, made, loss=self.loss())
+        step = Loop(model, made, compiled=ENGINE == "jax", loss=self.loss())
 
         def train(updates):
             for _ in range(updates):
@@ -119,11 +119,13 @@ class TestTraining(Hooks, TrainingChecks):
     # Half of the cases, one of each way in which a layer can be special: eager Keras takes its
     # time. tests/test_keras_hold.py has compiled training.
     cases = ("linear", "depthwise", "batchnorm", "embedding", "flatten_norm", "shared")
+    # Buffers cannot be seen in a compiled step by hand, and JAX is slow without compiling.
+    unsupported = frozenset({"batchnorm", "flatten_norm"}) if ENGINE == "jax" else frozenset()
 
 
 class TestInFit(Hooks, TrainingChecks):
     optimizers = ("sgd",)
-    cases = ("batchnorm",)
+    cases = ("batchnorm", "flatten_norm") if ENGINE == "jax" else ("batchnorm",)
 
     def trainer(self, model, case, optimizer="sgd"):
         model.compile(self.optimizer(optimizer), lambda y, z: self.loss()(z, y), jit_compile=JIT)
@@ -502,7 +504,7 @@ def test_a_model_that_cannot_be_followed_says_why():
     model(np.zeros((1, 3), "float32"))
     structure = describe(model)
     assert "a symbolic call of the model failed" in structure.untraced
-    assert "KerasTensor" in structure.untraced
+    assert ("JAX" if ENGINE == "jax" else "KerasTensor").lower() in structure.untraced.lower()
     assert structure.inputs is None
     assert structure.sites[0].preds is None
     assert lt.prune(model, sparsity=0.5).masks.kept == 3

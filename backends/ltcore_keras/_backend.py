@@ -70,7 +70,7 @@ class KerasBackend:
             for name, array in params.items()
         }
         for name, array in native.items():  # after all shapes were checked
-            slots[name].variable.assign(array)
+            ENGINE.assign(slots[name].variable, array)
 
     def hold(self, model: Any, structure: Structure, masks: Masks) -> KerasHold:
         """Keep pruned weights at zero."""

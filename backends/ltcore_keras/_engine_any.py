@@ -68,6 +68,10 @@ class Engine:
         """Return the values of a tensor or variable."""
         return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
+    def assign(self, variable: Any, array: Array) -> None:
+        """Write a copy of ``array`` into ``variable``."""
+        variable.assign(array)
+
     def keys(self, variable: Any) -> Iterator[int]:
         """Yield what identifies ``variable``, given as a Keras variable or as the engine's own."""
         yield id(variable)
@@ -96,12 +100,18 @@ class Engine:
         return nullcontext(True)
 
     def retrace(self, model: Any) -> None:
-        """Have training steps compiled anew: what is compiled by now does not see a change.
+        """Have ``fit`` compile its training step anew: what it has compiled sees no change.
 
-        ``fit``'s is replaced, not dropped, for a callback may be asking in the middle of it.
+        It is replaced, not dropped, for a callback may be asking in the middle of ``fit``.
         """
         if getattr(model, "train_function", None) is not None:
             model.make_train_function(force=True)
+
+    def listening(self, *, new: bool) -> None:
+        """Called when a ``new`` listener begins, or when what one does or is there changes."""
+
+    def heard(self) -> None:
+        """Called when an optimizer makes an update, or when the step that makes it is traced."""
 
     def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
         """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners."""

@@ -19,6 +19,7 @@ from jax.experimental import io_callback
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 
+from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
 from ltcore_keras._engine_any import Ears, Engine, Log
 from ltcore_keras._patch import Patch
@@ -30,6 +31,9 @@ class Jax(Engine):
     """JAX, on one device."""
 
     capabilities = frozenset({"gradients"})
+
+    def __init__(self) -> None:
+        self._by_hand = False
 
     def check_trains(self, model: Any) -> None:
         """Raise if Keras spreads models over several devices."""
@@ -50,6 +54,10 @@ class Jax(Engine):
 
         found: list[Any] = jax.grad(total)([variable.value for variable in variables])
         return found
+
+    def assign(self, variable: Any, array: Array) -> None:
+        """Write a copy of ``array`` into ``variable``; JAX itself would use its memory."""
+        variable.assign(array.copy())
 
     def keys(self, variable: Any) -> Iterator[int]:
         """Yield the id of the Keras variable; its array is another one after every update."""
@@ -86,10 +94,20 @@ class Jax(Engine):
         """Write in the step where there is one: its state is an argument of it."""
         yield not in_stateless_scope()
 
-    def retrace(self, model: Any) -> None:
-        """Forget everything compiled: masks are constants in steps of the user's own as well."""
-        jax.clear_caches()  # type: ignore[no-untyped-call]
-        super().retrace(model)
+    def listening(self, *, new: bool) -> None:
+        """Forget everything compiled if a step of the user's own may be among it.
+
+        It has masks as constants in it. For as long as somebody listens we hear of such steps;
+        what was traced before is not known.
+        """
+        if new or self._by_hand:
+            jax.clear_caches()  # type: ignore[no-untyped-call]
+            self._by_hand = False
+
+    def heard(self) -> None:
+        """Note that there is a step of the user's own."""
+        if in_stateless_scope() and not _in_fit():
+            self._by_hand = True
 
     def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
         """Return ears between the steps of every ``fit`` that begins from now on."""
@@ -104,7 +122,7 @@ class Jax(Engine):
 
         Only variables that are arguments of the step are known there.
         """
-        if getattr(_fit, "inside", False):
+        if _in_fit():
             return  # the ears between the steps tell
         scope = get_stateless_scope()
         if scope is None:
@@ -116,6 +134,10 @@ class Jax(Engine):
     def flush(self) -> None:
         """Wait for callbacks that are under way."""
         jax.effects_barrier()  # type: ignore[no-untyped-call]
+
+
+def _in_fit() -> bool:
+    return getattr(_fit, "inside", False)
 
 
 class _Step:

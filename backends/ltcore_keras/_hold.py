@@ -32,7 +32,7 @@ class HeldVariable:
     def __init__(self, variable: Any, mask: Array) -> None:
         self._variable = weakref.ref(variable)
         with ENGINE.outside_graph():
-            self.mask = keras.Variable(mask, dtype="bool", trainable=False, name="mask")
+            self.mask = keras.Variable(mask.copy(), dtype="bool", trainable=False, name="mask")
 
     def holds(self, variable: Any) -> bool:
         """Whether this is the mask of ``variable``, a Keras variable or the engine's own."""
@@ -67,7 +67,7 @@ class Keeper(Listener):
             if held is None or not held.holds(variable):
                 held = HeldVariable(variable, mask)
             else:
-                held.mask.assign(mask)
+                ENGINE.assign(held.mask, mask)
             for key in ENGINE.keys(variable):
                 self._known[key] = self._held[key] = held
         self._cleared.clear()

@@ -58,8 +58,10 @@ _nested = threading.local()
 
 def listen(listener: Listener) -> None:
     """Tell ``listener`` of every update while it lives."""
-    if not any(ref() is listener for ref in _listeners):
+    new = all(ref() is not listener for ref in _listeners)
+    if new:
         _listeners.append(weakref.ref(listener, lambda _: _rest_if_alone()))
+    ENGINE.listening(new=new)
     _changed()
     if not _ears:
         _ears.append(Patch(keras.optimizers.Optimizer, "apply", _heard))
@@ -72,6 +74,11 @@ def listen(listener: Listener) -> None:
 
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
+    ENGINE.listening(new=False)
+    _forget(listener)
+
+
+def _forget(listener: Listener) -> None:
     _listeners[:] = [ref for ref in _listeners if ref() is not listener]
     _changed()
     _rest_if_alone()
@@ -85,7 +92,7 @@ def unlisten_with(model: Any, listener: Listener) -> None:
 def _unlisten_if_alive(reference: "weakref.ref[Listener]") -> None:
     listener = reference()
     if listener is not None:
-        unlisten(listener)
+        _forget(listener)
 
 
 def _live() -> list[Listener]:
@@ -123,6 +130,7 @@ def _heard(
     variables = list(optimizer._trainable_variables if given is None else given)
     if len(gradients) != len(variables):
         return original(optimizer, gradients, given)  # a mistake; Keras says which
+    ENGINE.heard()
     listeners = _live()
     for listener in listeners:
         gradients = listener.before_update(optimizer, gradients, variables)
