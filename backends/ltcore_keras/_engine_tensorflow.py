@@ -1,8 +1,7 @@
 """Keras on TensorFlow: training steps are graphs, which read masks and counters from variables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from collections.abc import Iterator
 from typing import Any
 
 import keras
