@@ -78,10 +78,19 @@ class Engine:
         if isinstance(variable, keras.Variable):
             yield id(variable.value)
 
+    def mask(self, array: Array) -> Any:
+        """Return a mask for `where_kept` and `zero`, which can be assigned to; True is kept."""
+        with self.outside_graph():
+            return keras.Variable(array.copy(), dtype="bool", trainable=False, name="mask")
+
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return ``values`` where ``mask``, +0.0 elsewhere, also for NaN and -0.0."""
         kept, tensor = map(keras.ops.convert_to_tensor, (mask, values))
         return keras.ops.where(kept, tensor, keras.ops.cast(0, tensor.dtype))
+
+    def zero(self, mask: Any, variable: Any) -> None:
+        """Write +0.0 into ``variable``, one of Keras's, where ``mask`` prunes."""
+        variable.assign(self.where_kept(mask, variable))
 
     def settle(self, model: Any) -> None:
         """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""

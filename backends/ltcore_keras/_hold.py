@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-import keras
+import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.errors import HoldError
@@ -32,8 +32,7 @@ class HeldVariable:
 
     def __init__(self, variable: Any, mask: Array) -> None:
         self._variable = weakref.ref(variable)
-        with ENGINE.outside_graph():
-            self.mask = keras.Variable(mask.copy(), dtype="bool", trainable=False, name="mask")
+        self.mask = ENGINE.mask(mask)
 
     def holds(self, variable: Any) -> bool:
         """Whether this is the mask of ``variable``, a Keras variable or the engine's own."""
@@ -44,7 +43,7 @@ class HeldVariable:
         """Zero what is pruned, unless the model has replaced the variable."""
         variable = self._variable()
         if variable is not None:
-            variable.assign(ENGINE.where_kept(self.mask, variable))
+            ENGINE.zero(self.mask, variable)
 
 
 class Keeper(Listener):
@@ -120,7 +119,7 @@ class Keeper(Listener):
             for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
                 found = self._find(variable)
                 if found and average is not None:
-                    average.assign(ENGINE.where_kept(found.mask, average))
+                    ENGINE.zero(found.mask, average)
 
     def _clear(self, optimizer: Any) -> None:
         """Zero the optimizer's slots of pruned weights, at once or in the step that is traced."""
@@ -140,7 +139,7 @@ class Keeper(Listener):
     def _open(self) -> None:
         """Let every mask keep all, for functions that were traced under it."""
         for held in self._each():
-            held.mask.assign(keras.ops.ones(held.mask.shape, "bool"))
+            ENGINE.assign(held.mask, np.ones(held.mask.shape, bool))
         self._held.clear()
 
 

@@ -62,7 +62,7 @@ def clear_slots(optimizer: Any, mask_of: Callable[[Any], Any]) -> None:
             if mask is None or not isinstance(slot, keras.Variable):
                 continue
             if tuple(slot.shape) == tuple(variable.shape):
-                slot.assign(ENGINE.where_kept(mask, slot))
+                ENGINE.zero(mask, slot)
 
 
 def fresh_optimizers(model: Any, step: int) -> None:
