@@ -29,9 +29,10 @@ PARTS = {
 # JAX compiles everything, which takes its time.
 FEWER = {
     "torch": "test",
-    "jax": "not (Lamb or Lion or Adafactor or Nadam or write_of_read or flatten_norm or embedding"
-    " or conv1d or conv2d or conv3d or grouped or shared or mlp or keras-conv or torch-conv or"
-    " multi or bfloat16 or several_optimizers or other_ways or learning_rates or criterion)",
+    "jax": "not (Lamb or Lion or Adafactor or Nadam or write_of_read or flatten or embedding or"
+    " conv1d or conv2d or conv3d or conv_transpose or grouped or depthwise or layernorm or shared"
+    " or mlp or keras-conv or torch-conv or torch-batch or jit or multi or bfloat16 or"
+    " several_optimizers or other_ways or learning_rates or criterion)",
 }
 
 
@@ -75,7 +76,7 @@ def test_the_tests_pass_on(engine, runs):
     code = process.wait(timeout=1200)
     told = log.read_text()
     assert code == 0, told[-10_000:]
-    assert int(re.search(r"(\d+) passed", told)[1]) > 150
+    assert int(re.search(r"(\d+) passed", told)[1]) > 120
 
 
 @pytest.mark.parametrize("engine", ["torch", "jax"])
