@@ -16,7 +16,7 @@ from ltcore import container, maskcoding
 from ltcore.arrays import Array, Params, check_finite
 from ltcore.container import Container
 from ltcore.errors import InvalidValueError, TicketFileError
-from ltcore.layouts import KINDS
+from ltcore.layouts import KINDS, AxisGroup
 from ltcore.maskcoding import CodedMask
 from ltcore.masks import Masks
 from ltcore.parameters import (
@@ -27,7 +27,7 @@ from ltcore.parameters import (
     in_canonical_order,
     in_native_order,
 )
-from ltcore.probe import Probe
+from ltcore.probe import Probe, TieProbe
 
 EXPANSION_FLOOR = 1 << 28
 EXPANSION_FACTOR = 4096
@@ -111,7 +111,7 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any]]:
         tensors[f"{name}#{mask.encoding}"] = mask.data
         tensors[f"{name}#kept"] = array[masks[name]]
         coded[name] = {"kept": mask.kept, "total": array.size, "k": mask.k}
-    for kind, outputs in asdict(record.probe).items() if record.probe else ():
+    for kind, outputs in _probe_outputs(record.probe):
         tensors |= {f"probe/{kind}{i}": output for i, output in enumerate(outputs)}
     manifest = {
         "sites": [_site_to_json(site) for site in record.structure.sites],
@@ -124,7 +124,17 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any]]:
         "probe": len(record.probe.synthetic) if record.probe else None,
         "provenance": dict(record.provenance),
     }
+    if record.probe and record.probe.ties:
+        manifest["ties"] = [one.sites for one in record.probe.ties]
     return tensors, manifest
+
+
+def _probe_outputs(probe: Probe | None) -> list[tuple[str, tuple[Array, ...]]]:
+    """Return ``(prefix of the tensors' names, outputs)``."""
+    if probe is None:
+        return []
+    ties = [(f"tie{number}_", one.outputs) for number, one in enumerate(probe.ties)]
+    return [("synthetic", probe.synthetic), ("ticket", probe.ticket), *ties]
 
 
 def _trained(params: Params, structure: Structure) -> dict[str, Array]:
@@ -230,11 +240,18 @@ def _read_probe(source: Container) -> Probe | None:
         return None
     if not isinstance(count, int) or not 0 <= count <= len(source.entries):
         raise TicketFileError(f"{source.path}: the probe claims {count!r} outputs")
-    names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in ("synthetic", "ticket")}
-    probe = Probe(**{kind: tuple(map(source.read, listed)) for kind, listed in names.items()})
-    if not all(np.isfinite(output).all() for output in (*probe.synthetic, *probe.ticket)):
-        raise TicketFileError(f"{source.path}: the probe has values that are NaN or infinite")
-    return probe
+    ties = [tuple(map(str, sites)) for sites in source.manifest.get("ties", [])]
+    if len(ties) * count > len(source.entries):
+        raise TicketFileError(f"{source.path}: the probe claims {len(ties)} ties")
+
+    def outputs(kind: str) -> tuple[Array, ...]:
+        found = tuple(source.read(f"probe/{kind}{i}") for i in range(count))
+        if not all(np.isfinite(output).all() for output in found):
+            raise TicketFileError(f"{source.path}: the probe has values that are NaN or infinite")
+        return found
+
+    trials = tuple(TieProbe(sites, outputs(f"tie{i}_")) for i, sites in enumerate(ties))
+    return Probe(outputs("synthetic"), outputs("ticket"), trials)
 
 
 def _check_all_used(source: Container, structure: Structure, masks: Masks) -> None:
@@ -257,6 +274,8 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "attrs": dict(site.attrs) or None,
         "preds": site.preds,
         "in_group": site.in_group,
+        "out_group": site.out_group,
+        "part": site.part or None,
         "is_output": site.is_output or None,
     }
     return entry | {key: value for key, value in optional.items() if value is not None}
@@ -274,16 +293,22 @@ def _site_from_json(entry: Mapping[str, Any], source: Container) -> Site:
             f"{source.path}: site {entry['name']!r} is of kind {entry['kind']!r}, which this "
             f"version of ltcore does not know; it knows {list(KINDS)}"
         )
-    preds, group = entry.get("preds"), entry.get("in_group")
+    preds = entry.get("preds")
     return Site(
         str(entry["name"]),
         entry["kind"],
         tuple(_role_from_json(role) for role in entry["roles"]),
         dict(entry.get("attrs", {})),
         None if preds is None else tuple(map(str, preds)),
-        None if group is None else tuple((str(label), int(size)) for label, size in group),
+        _group_from_json(entry.get("in_group")),
         bool(entry.get("is_output", False)),
+        _group_from_json(entry.get("out_group")),
+        str(entry.get("part", "")),
     )
+
+
+def _group_from_json(group: Any) -> AxisGroup | None:
+    return None if group is None else tuple((str(label), int(size)) for label, size in group)
 
 
 def _role_from_json(entry: Mapping[str, Any]) -> Role:
@@ -299,13 +324,20 @@ def _role_from_json(entry: Mapping[str, Any]) -> Role:
 
 
 def _faces_to_json(faces: tuple[Interface, ...] | None) -> list[dict[str, Any]] | None:
-    return None if faces is None else [asdict(face) for face in faces]
+    if faces is None:
+        return None
+    return [{k: v for k, v in asdict(face).items() if v is not None} for face in faces]
 
 
 def _faces_from_json(entries: Any) -> tuple[Interface, ...] | None:
     if entries is None:
         return None
     return tuple(
-        Interface(tuple(map(str, e["axes"])), tuple(map(int, e["shape"])), str(e["dtype"]))
-        for e in entries
+        Interface(
+            tuple(map(str, entry["axes"])),
+            tuple(map(int, entry["shape"])),
+            str(entry["dtype"]),
+            None if entry.get("vocabulary") is None else int(entry["vocabulary"]),
+        )
+        for entry in entries
     )
