@@ -35,6 +35,7 @@ class Case:
         inputs: what the model takes, in order.
         kernels: weights of dense and conv kernels as the literature counts them, if it does.
         parameters: trained parameters as the literature counts them, if it does.
+        only_torch: trained parameters that only PyTorch has.
         notes: what is particular about the pair.
     """
 
@@ -43,6 +44,7 @@ class Case:
     inputs: tuple[Input, ...]
     kernels: int | None = None
     parameters: int | None = None
+    only_torch: int = 0
     notes: str = ""
 
     def batch(self, size: int, seed: int = 0) -> list[np.ndarray]:
