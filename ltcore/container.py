@@ -67,12 +67,14 @@ class Container:
 
     Attributes:
         path: the file.
+        size: its bytes.
         id: ``sha256:<hex>`` of the manifest, which holds the hash of every tensor.
         manifest: the manifest, with the entry ``tensors``.
         entries: ``{name: Entry}``.
     """
 
     path: Path
+    size: int
     id: str
     manifest: dict[str, Any]
     entries: dict[str, Entry]
@@ -135,7 +137,7 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         _check_manifest(manifest, parsed)
     except TicketFileError as error:
         raise TicketFileError(f"{path}: {error}") from None
-    return Container(path, ticket_id, manifest, parsed)
+    return Container(path, size, ticket_id, manifest, parsed)
 
 
 @contextlib.contextmanager
@@ -216,7 +218,7 @@ def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
             )
         shape, offsets = fields["shape"], fields["data_offsets"]
         check_tensor(name, fields["dtype"], shape)
-        if not _is_sizes(offsets) or len(offsets) != 2:
+        if not is_sizes(offsets) or len(offsets) != 2:
             raise TicketFileError(f"tensor {name!r} has the offsets {shown(offsets)}")
         begin, end = offsets
         entries[name] = Entry(fields["dtype"], tuple(shape), start + begin, start + end)
@@ -259,7 +261,7 @@ def _check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -
         if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
             raise TicketFileError(f"the manifest has no sha256 of tensor {name!r}")
         shape = told.get("shape")
-        if told.get("dtype") != entry.dtype or not _is_sizes(shape) or (*shape,) != entry.shape:
+        if told.get("dtype") != entry.dtype or not is_sizes(shape) or (*shape,) != entry.shape:
             raise TicketFileError(
                 f"tensor {name!r} is {entry.dtype} of shape {list(entry.shape)} in the header, "
                 f"{shown(told.get('dtype'))} of shape {shown(shape)} in the manifest"
@@ -286,7 +288,12 @@ def check_tensor(name: str, dtype: object, shape: object) -> None:
         raise TicketFileError(
             f"tensor {name!r} has dtype {shown(dtype)}; a file holds {', '.join(DTYPES)}"
         )
-    if not _is_sizes(shape) or len(shape) > MAX_RANK:
+    check_shape(name, shape)
+
+
+def check_shape(name: str, shape: object) -> None:
+    """Raise unless a tensor in a file may have this shape."""
+    if not is_sizes(shape) or len(shape) > MAX_RANK:
         raise TicketFileError(
             f"tensor {name!r} has shape {shown(shape)}; a file holds up to {MAX_RANK} "
             f"dimensions, each below {MAX_DIM}"
@@ -296,8 +303,8 @@ def check_tensor(name: str, dtype: object, shape: object) -> None:
         raise TicketFileError(f"tensor {name!r} has shape {shown(shape)}, too large to address")
 
 
-def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    """Whether ``value`` is a row of plain integers that a dimension or an offset may be."""
+def is_sizes(value: object) -> TypeGuard[list[int]]:
+    """Return whether ``value`` is a row of plain integers that a dimension or offset may be."""
     return isinstance(value, list | tuple) and all(
         type(size) is int and 0 <= size < MAX_DIM for size in value
     )

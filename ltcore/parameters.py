@@ -55,6 +55,7 @@ class Site:
         attrs: what must agree for two sites to compute the same (stride, eps, ...).
         preds: names of the nearest upstream sites; None where the graph is not known.
         in_group: order of the input features, where a flatten mixed channels and space.
+        out_group: order of the output features, where a reshape makes channels and space of them.
         is_output: its result is (part of) the model's output.
     """
 
@@ -65,6 +66,7 @@ class Site:
     preds: tuple[str, ...] | None = None
     in_group: AxisGroup | None = None
     is_output: bool = False
+    out_group: AxisGroup | None = None
 
     def role(self, name: str) -> Role | None:
         """Return the role called ``name``, or None."""
@@ -159,11 +161,11 @@ class Structure:
         Raises:
             InvalidValueError: says which site and what is wrong with it.
         """
-        names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
+        names = {site.name for site in self.sites}
+        if len(names) != len(self.sites):
             raise InvalidValueError("two sites have one name")
         for site in self.sites:
-            _check_site(site, set(names))
+            _check_site(site, names)
         for face in (*(self.inputs or ()), *(self.outputs or ())):
             _check_face(face)
 

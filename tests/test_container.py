@@ -123,9 +123,7 @@ def test_the_library_can_open_it(path):
     }
 
 
-@given(
-    st.dictionaries(NAMES, ARRAYS, max_size=6), st.dictionaries(st.text("ab"), JSON, max_size=2)
-)
+@given(st.dictionaries(NAMES, ARRAYS, max_size=6), st.dictionaries(st.text("ab"), JSON, max_size=2))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_the_bytes_are_those_of_the_library(path, tensors, manifest):
     write(path, tensors, manifest)
