@@ -149,7 +149,7 @@ HOSTILE = {
     "huge input": (_set(["inputs", 0, "shape"], [0, 60000, 60000]), "input or output"),
     "negative input": (_set(["inputs", 0, "shape"], [0, -3]), r"'shape' in 'inputs' is \[0, -3\]"),
     "odd input dtype": (_set(["inputs", 0, "dtype"], "object"), "dtype 'object'"),
-    "role twice": (_set(["sites", 0, "roles", 1, "name"], "weight"), "twice"),
+    "role twice": (_set(["sites", 1, "roles", 1, "name"], "running_mean"), "twice"),
     "infinite probe": (lambda m, a: a.update({"probe/synthetic0": np.full((2, 30), np.inf,
                        np.float32)}), "probe has values that are NaN or infinite"),
     "probe missing": (_set(["probe"], 2), "probe/synthetic1"),
