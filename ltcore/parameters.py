@@ -147,24 +147,25 @@ class Structure:
     @cached_property
     def infos(self) -> tuple[ParamInfo, ...]:
         """What patterns match against: every trained parameter, in order."""
-        outputs = {site.name for site in self.sites if site.is_output} or self._last_prunable()
         return tuple(
             ParamInfo(
                 name=name,
                 kind=site.kind,
                 role=role.name,
                 shape=role.shape,
-                is_output=site.name in outputs,
+                is_output=site.name in self.heads,
                 prunable=role.name in KINDS[site.kind].prunable,
             )
             for name, site, role in self.items()
             if not role.state
         )
 
-    def _last_prunable(self) -> set[str]:
-        """Without a graph, the last layer with a kernel counts as the output."""
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """The sites whose result is an output; without a graph, the last one with a kernel."""
         kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
-        return set(kernels[-1:])
+        found = [site.name for site in self.sites if site.is_output]
+        return frozenset(found or kernels[-1:])
 
     def check(self) -> None:
         """Raise unless the parts agree with each other; for structures from outside.
@@ -172,11 +173,11 @@ class Structure:
         Raises:
             InvalidValueError: says which site and what is wrong with it.
         """
-        names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
+        names = {site.name for site in self.sites}
+        if len(names) != len(self.sites):
             raise InvalidValueError("two sites have one name")
         for site in self.sites:
-            _check_site(site, set(names))
+            _check_site(site, names)
         for face in (*(self.inputs or ()), *(self.outputs or ())):
             _check_face(face)
 
@@ -218,6 +219,7 @@ def _check_site(site: Site, names: set[str]) -> None:
 
 def _check_face(face: Interface) -> None:
     fits = len(face.axes) == len(face.shape) and all(size >= 0 for size in face.shape)
+    fits = fits and (face.vocabulary is None or 0 < face.vocabulary < 1 << 31)
     if not fits or math.prod(face.shape[1:]) > MAX_FACE or face.dtype not in FACE_DTYPES:
         raise InvalidValueError(
             f"an input or output has axes {face.axes}, shape {face.shape} and dtype "

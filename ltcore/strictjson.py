@@ -3,11 +3,20 @@
 import json
 import math
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ltcore.errors import TicketFileError
 
 MAX_DEPTH = 32
+
+_WORDS = {
+    str: "a text",
+    int: "an integer",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+_T = TypeVar("_T", str, int, bool, list[Any], dict[str, Any])
 
 
 def shown(value: Any) -> str:
@@ -56,6 +65,17 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TicketFileError(f"the {what} is no JSON object")
     _check_tree(value, what, MAX_DEPTH)
+    return value
+
+
+def expect(kind: type[_T], value: object, what: str) -> _T:
+    """Return ``value``, which came from JSON, if it is of this type; ``true`` is no integer.
+
+    Raises:
+        TicketFileError: says what was found and what was expected.
+    """
+    if type(value) is not kind:
+        raise TicketFileError(f"{what} is {shown(value)}; expected {_WORDS[kind]}")
     return value
 
 

@@ -13,7 +13,6 @@ Channels and space are the one pair whose order differs between frameworks. Ever
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any, NamedTuple, TypeAlias
 
 from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup
@@ -277,7 +276,10 @@ class Trace:
                 (labels[axis], sizes[axis]) for labels, sizes in operands if len(labels) >= -axis
             ]
             wide = [label for label, size in met if size != 1]
-            result.append(reduce(self.combined, wide or [label for label, _ in met[:1]], ()))
+            together: Axis = ()
+            for label in wide or [label for label, _ in met[:1]]:
+                together = self.combined(together, label)
+            result.append(together)
         return tuple(result)
 
     def matmul(self, first: Labels, second: Labels) -> Labels:
@@ -360,7 +362,7 @@ class Trace:
         return self._symbol_group(f"F:{site}")
 
     def placed(self, sites: Sequence[Site], outputs: Sequence[Any]) -> tuple[Site, ...]:
-        """Return ``sites`` with what was found of them, given the tensors that the model returns."""
+        """Return ``sites`` with what was found; ``outputs`` are what the model returns."""
         order = {site.name: position for position, site in enumerate(sites)}
         ends = self.preds(outputs)
         result = []
