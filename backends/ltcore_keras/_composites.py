@@ -77,7 +77,7 @@ def recurrent(books: Books, layer: Any, given: Given, out: Any) -> bool:
     _put_sequence(books, given, result, ends[-1])
     sizes = [len(keras.tree.flatten(cell.state_size)) for cell in _cells(layer)]
     whose = [names for names, count in zip(ends, sizes, strict=True) for _ in range(count)]
-    for state, names in zip(states, whose, strict=True):
+    for state, names in zip(states, whose, strict=False):
         books.trace.put(state, names, named("NF", state.shape))
     return True
 
