@@ -225,7 +225,8 @@ def _read_mask(source: Container, name: str, shape: tuple[int, ...]) -> Array:
         total = math.prod(shape)
         if expect(int, told.get("total"), "its 'total'") != total:
             raise TicketFileError(
-                f"counts disagree: {shape} has {total} weights, the manifest says {told['total']}"
+                f"counts disagree: {shape} has {total} weights, the manifest says "
+                f"{shown(told['total'])}"
             )
         kept = expect(int, told.get("kept"), "its 'kept'")
     data = source.read(f"{name}#{encodings[0]}")
@@ -260,7 +261,7 @@ def _check_counts(source: Container, masks: Masks) -> None:
     if (masks.kept, masks.total) != (kept, total):
         raise TicketFileError(
             f"{source.path}: counts disagree: masks keep {masks.kept} of {masks.total}, the "
-            f"manifest says {kept} of {total}"
+            f"manifest says {shown(kept)} of {shown(total)}"
         )
 
 
@@ -271,7 +272,7 @@ def _read_probe(source: Container) -> Probe | None:
         with _about(f"{source.path}"):
             count = expect(int, source.manifest["probe"], "'probe' of the manifest")
         if not 0 <= count <= len(source.entries):
-            raise TicketFileError(f"{source.path}: the probe claims {count} outputs")
+            raise TicketFileError(f"{source.path}: the probe claims {shown(count)} outputs")
         names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in names}
     found = {kind: tuple(map(source.read, listed)) for kind, listed in names.items()}
     for name in source.entries.keys() - set().union(*names.values()):
