@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench wheel clean
+.PHONY: help demo test check fix fuzz bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ check: $(STAMP)  ## lint, format, types and import rules
 fix: $(STAMP)  ## format, and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fuzz: $(STAMP)  ## read 200,000 mutated tickets; FUZZ="--count 1000000 --seed 7" for others
+	$(BIN)/python tests/lib/fuzz_tickets.py --count 200000 $(FUZZ)
 
 bench: $(STAMP)  ## speed and memory beside peers and limits (about ten minutes)
 	$(BIN)/python benchmarks/import_time.py
