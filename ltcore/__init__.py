@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ltcore.errors import LtcoreError
     from ltcore.holds import Hold, Report
     from ltcore.hookspecs import BackendSpec, Spec, hookimpl
+    from ltcore.mappingfile import load_mapping, save_mapping
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.plugins import criterion
@@ -65,7 +66,9 @@ _HOMES = {
     "hookimpl": "hookspecs",
     "iter_rounds": "api",
     "load": "api",
+    "load_mapping": "mappingfile",
     "prune": "api",
+    "save_mapping": "mappingfile",
 }
 
 __all__ = [
@@ -107,7 +110,9 @@ __all__ = [
     "hookimpl",
     "iter_rounds",
     "load",
+    "load_mapping",
     "prune",
+    "save_mapping",
 ]
 
 

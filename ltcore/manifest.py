@@ -83,11 +83,11 @@ def check_structure(structure: Structure) -> None:
 
 def _check_shape(site: Site, role: Role) -> None:
     kind = KINDS[site.kind]
-    least = max(kind.out_axis, kind.in_axis or 0) + 1
-    if kind.portable and role.name == "weight" and len(role.shape) < least:
+    least = max(kind.outs.get(role.name, -1), kind.ins.get(role.name, -1)) + 1
+    if len(role.shape) < least:
         raise TicketFileError(
-            f"site {site.name!r} has a weight of shape {role.shape}; a {kind.name} kernel has at "
-            f"least {least} axes"
+            f"site {site.name!r} has a {role.name} of shape {role.shape}; that of a {kind.name} "
+            f"has at least {least} axes"
         )
     check_shape(f"{site.name}.{role.name}", role.shape)
 
@@ -105,6 +105,7 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "preds": site.preds,
         "in_group": site.in_group,
         "out_group": site.out_group,
+        "part": site.part or None,
         "is_output": site.is_output or None,
     }
     return entry | {key: value for key, value in optional.items() if value is not None}
@@ -136,6 +137,7 @@ def _site_from_json(value: object) -> Site:
         _group_from_json(entry, "in_group", about),
         expect(bool, entry.get("is_output", False), f"'is_output' {about}"),
         _group_from_json(entry, "out_group", about),
+        expect(str, entry.get("part", ""), f"'part' {about}"),
     )
 
 
@@ -177,7 +179,9 @@ def _sizes(value: object, what: str) -> tuple[int, ...]:
 
 
 def _faces_to_json(faces: tuple[Interface, ...] | None) -> list[dict[str, Any]] | None:
-    return None if faces is None else [asdict(face) for face in faces]
+    if faces is None:
+        return None
+    return [{k: v for k, v in asdict(face).items() if v is not None} for face in faces]
 
 
 def _faces_from_json(value: object, what: str) -> tuple[Interface, ...] | None:
@@ -189,6 +193,9 @@ def _faces_from_json(value: object, what: str) -> tuple[Interface, ...] | None:
             _texts(face.get("axes"), f"'axes' in {what}"),
             _sizes(face.get("shape"), f"'shape' in {what}"),
             expect(str, face.get("dtype"), f"'dtype' in {what}"),
+            expect(int, face["vocabulary"], f"'vocabulary' in {what}")
+            if "vocabulary" in face
+            else None,
         )
         for face in faces
     )

@@ -7,7 +7,7 @@ gap-coded, whichever is smaller; of pruned parameters only the survivors are sto
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -19,8 +19,9 @@ from ltcore.container import BF16, DTYPES, Container, open_container
 from ltcore.errors import InvalidValueError, TicketFileError
 from ltcore.maskcoding import CodedMask
 from ltcore.masks import Masks
+from ltcore.matching import MAX_TIE, signature
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
-from ltcore.probe import Probe
+from ltcore.probe import Probe, TieProbe
 from ltcore.strictjson import expect, shown
 
 EXPANSION_FLOOR = 1 << 28
@@ -129,7 +130,7 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any], set[s
         tensors[stored] = array
         if role.dtype == "bfloat16" and array.dtype == np.float32 and bfloat16.is_exact(array):
             narrow.add(stored)
-    for kind, outputs in asdict(record.probe).items() if record.probe else ():
+    for kind, outputs in _probe_outputs(record.probe):
         tensors |= {f"probe/{kind}{i}": output for i, output in enumerate(outputs)}
     told = manifest.structure_to_json(structure) | {
         "masks": coded,
@@ -138,7 +139,17 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any], set[s
         "probe": len(record.probe.synthetic) if record.probe else None,
         "provenance": dict(record.provenance),
     }
+    if record.probe and record.probe.ties:
+        told["ties"] = [one.sites for one in record.probe.ties]
     return tensors, told, narrow
+
+
+def _probe_outputs(probe: Probe | None) -> list[tuple[str, tuple[Array, ...]]]:
+    """Return ``(prefix of the tensors' names, outputs)``."""
+    if probe is None:
+        return []
+    ties = [(f"tie{number}_", one.outputs) for number, one in enumerate(probe.ties)]
+    return [("synthetic", probe.synthetic), ("ticket", probe.ticket), *ties]
 
 
 def _check_arrays(record: TicketRecord) -> None:
@@ -192,7 +203,7 @@ def _unpack(source: Container, structure: Structure) -> TicketRecord:
         Masks.adopt(in_native_order(masks, structure)),
         in_native_order(params, structure),
         source.manifest["provenance"],
-        _read_probe(source),
+        _read_probe(source, structure),
     )
 
 
@@ -204,8 +215,9 @@ def _check_expansion(source: Container, structure: Structure) -> None:
         width = 1 + max(4, DTYPES[entry.dtype].itemsize if entry else 0)  # and its mask
         numbers = math.prod(role.shape)
         needed += numbers * width
-        if site.in_group or site.out_group:  # a copy in another order, and index arrays for it
-            needed += numbers * width + 32 * max(role.shape, default=0)
+        orders = sum(group is not None for group in (site.in_group, site.out_group))
+        # Each takes a copy in another order, and index arrays for it.
+        needed += orders * (numbers * width + 32 * max(role.shape, default=0))
         largest = max(largest, numbers)
     needed += largest  # which of its values are finite
     limit = EXPANSION_FLOOR + EXPANSION_FACTOR * source.size
@@ -265,22 +277,46 @@ def _check_counts(source: Container, masks: Masks) -> None:
         )
 
 
-def _read_probe(source: Container) -> Probe | None:
+def _read_probe(source: Container, structure: Structure) -> Probe | None:
     """Return the probe; probe tensors of later versions are checked for damage, no more."""
-    names: dict[str, list[str]] = {"synthetic": [], "ticket": []}
-    if source.manifest.get("probe") is not None:
+    told = source.manifest
+    ties: list[tuple[str, ...]] = []
+    count = 0
+    if told.get("probe") is not None:
         with _about(f"{source.path}"):
-            count = expect(int, source.manifest["probe"], "'probe' of the manifest")
-        if not 0 <= count <= len(source.entries):
+            count = expect(int, told["probe"], "'probe' of the manifest")
+            ties = _read_ties(told.get("ties", []), structure)
+        if not 0 <= count * (2 + len(ties)) <= len(source.entries):
             raise TicketFileError(f"{source.path}: the probe claims {shown(count)} outputs")
-        names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in names}
+    kinds = ["synthetic", "ticket", *(f"tie{number}_" for number in range(len(ties)))]
+    names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in kinds}
     found = {kind: tuple(map(source.read, listed)) for kind, listed in names.items()}
     for name in source.entries.keys() - set().union(*names.values()):
         if name.startswith("probe/"):
             source.read(name)
     if not all(np.isfinite(output).all() for outputs in found.values() for output in outputs):
         raise TicketFileError(f"{source.path}: the probe has values that are NaN or infinite")
-    return None if source.manifest.get("probe") is None else Probe(**found)
+    if told.get("probe") is None:
+        return None
+    synthetic, ticket, *trials = found.values()
+    return Probe(synthetic, ticket, tuple(map(TieProbe, ties, trials)))
+
+
+def _read_ties(value: object, structure: Structure) -> list[tuple[str, ...]]:
+    """Return the groups of tied sites: each known, in one group only, of one kind and shape."""
+    sites = {site.name: site for site in structure.sites}
+    ties = [tuple(expect(list, tie, "an entry of 'ties'")) for tie in expect(list, value, "'ties'")]
+    names = [expect(str, name, "a site in 'ties'") for tie in ties for name in tie]
+    known = len(set(names)) == len(names) and set(names) <= sites.keys()
+    if not known or not all(
+        1 < len(tie) <= MAX_TIE
+        and all(signature(sites[name]) == signature(sites[tie[0]]) for name in tie)
+        for tie in ties
+    ):
+        raise TicketFileError(
+            f"'ties' is {shown(ties)}; expected groups of 2 to {MAX_TIE} sites alike"
+        )
+    return ties
 
 
 def _check_all_used(source: Container, structure: Structure, masks: Masks) -> None:

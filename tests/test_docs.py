@@ -101,6 +101,33 @@ def test_the_plugin_page_runs(torch_world):
     assert [spec.name for spec in torch_world["ltcore_register_criteria"]()] == ["my-rule"]
 
 
+def test_the_hand_over_runs_as_told(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    world = {}
+    for snippet in snippets(DOCS["handover.md"]):
+        exec(snippet, world)
+    said = capsys.readouterr().out
+    for promised in re.findall(r"print\(.*#[ .]*(.+)", DOCS["handover.md"]):
+        for word in promised.split(" ... "):
+            assert word.strip(" .") in said or word == "about 1e-6", word
+    gap = np.abs(world["expected"] - world["twin"].predict(world["images"][:100], verbose=0))
+    assert gap.shape == (100, 10)
+    returned, held = world["returned"], world["held"]
+    assert returned.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert held.masks.kept == returned.masks.kept
+
+
+def test_the_exchange_table_has_every_case():
+    kinds, architectures = (pytest.importorskip(name) for name in ("kinds", "architectures"))
+    rows = re.findall(r"^\| ([^|]+?) \| ([^|]+) \| ([^|]+) \|", DOCS["exchange.md"], re.M)
+    listed = {name: figures for name, *figures in rows}
+    for case in [*kinds.CASES, *architectures.CASES]:
+        assert case in listed, f"{case!r} is not in docs/exchange.md: run make exchange-table"
+        assert all(float(figure) <= 1e-5 for figure in listed[case])
+
+
 @pytest.mark.parametrize("name", [n for n in lt.__all__ if n != "__version__"])
 def test_every_public_name_is_documented(name):
     found = getattr(lt, name)

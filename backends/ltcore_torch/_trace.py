@@ -157,6 +157,8 @@ class _Run:
         known = [t for t in entered if self.trace.flow(t).labels]
         if not known:
             return unknown(result.dim())
+        if operation == "cat":
+            return _concatenated([self.trace.flow(t).labels for t in entered], args, result)
         main = max(known, key=torch.Tensor.numel)
         labels = self.trace.flow(main).labels
         rule = _RULES.get(operation)
@@ -219,6 +221,17 @@ def _transpose(labels: Labels, _main: Any, args: Any, _result: Any) -> Labels:
 
 def _flip(labels: Labels, _main: Any, _args: Any, _result: Any) -> Labels:
     return labels[::-1]
+
+
+def _concatenated(flows: list[Labels], args: Any, result: torch.Tensor) -> Labels:
+    """Return the labels of parts of one meaning; a flattened axis loses its order."""
+    if any(flow != flows[0] for flow in flows):
+        return unknown(result.dim())
+    labels = list(flows[0])
+    axis = (args[1] if len(args) > 1 else 0) % result.dim()
+    if not isinstance(labels[axis], str):
+        labels[axis] = "?"
+    return tuple(labels)
 
 
 def _unsqueeze(labels: Labels, _main: Any, args: Any, result: torch.Tensor) -> Labels:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.parameters import Interface, Structure
-from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
+from ltcore.testing.cases import CASES, VOCABULARY, Case, canonical_inputs, canonical_targets
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_model import mean_squared_error
 from ltcore.testing.suite_hooks import (
@@ -327,7 +327,7 @@ def gradient_gap(
 def expected_input(case: Case) -> Interface:
     """Return the interface that a case's input must have."""
     if case.tokens:
-        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32")
+        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32", VOCABULARY)
     return Interface(_axes(case.inputs), (0, *case.inputs[1:]), "float32")
 
 
