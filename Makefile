@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix exchange-table bench wheel clean
+.PHONY: help demo test check fix fuzz exchange-table bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ check: $(STAMP)  ## lint, format, types and import rules
 fix: $(STAMP)  ## format, and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fuzz: $(STAMP)  ## read 200,000 mutated tickets; FUZZ="--count 1000000 --seed 7" for others
+	$(BIN)/python tests/lib/fuzz_tickets.py --count 200000 $(FUZZ)
 
 exchange-table: $(STAMP)  ## measure what docs/exchange.md says of carried tickets, and write it there
 	rm -f exchange-rows.json

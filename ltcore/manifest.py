@@ -14,7 +14,7 @@ from ltcore.strictjson import expect, shown
 FEATURES = frozenset({"out_group"})
 """What a file may require of its reader and this one can do."""
 
-_SITE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
@@ -64,11 +64,12 @@ def check_structure(structure: Structure) -> None:
         InvalidValueError: the structure contradicts itself; names the site.
     """
     for site in structure.sites:
-        if not _SITE_NAME.fullmatch(site.name):
-            raise TicketFileError(
-                f"site name {site.name[:80]!r} is not allowed: letters, digits and _ . / - up to "
-                "200; rename the layer"
-            )
+        for name in (site.name, *(f"{site.name}.{role.name}" for role in site.roles)):
+            if not _NAME.fullmatch(name):
+                raise TicketFileError(
+                    f"the name {name[:80]!r} of {len(name)} characters is not allowed: letters, "
+                    "digits and _ . / - up to 200; rename the layer"
+                )
         for role in site.roles:
             _check_shape(site, role)
         for group in (site.in_group, site.out_group):

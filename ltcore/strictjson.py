@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from typing import Any, NoReturn, TypeVar
 
@@ -9,6 +10,7 @@ from ltcore.errors import TicketFileError
 
 MAX_DEPTH = 32
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _WORDS = {
     str: "a text",
     int: "an integer",
@@ -79,13 +81,12 @@ def expect(kind: type[_T], value: object, what: str) -> _T:
     return value
 
 
-def _check_tree(value: Any, what: str, depth: int) -> None:
-    """Raise if ``value`` is nested too deep or a string in it has a lone surrogate."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise TicketFileError(f"the {what} has a string that is no Unicode text: {value!a:.80}")
-    elif isinstance(value, dict | list):
-        if not depth:
-            raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+def _check_tree(tree: dict[str, Any] | list[Any], what: str, depth: int) -> None:
+    """Raise if ``tree`` is nested too deep or a string in it has a lone surrogate."""
+    if not depth:
+        raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
+    for item in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
+        if isinstance(item, dict | list):
             _check_tree(item, what, depth - 1)
+        elif isinstance(item, str) and not item.isascii() and _SURROGATE.search(item):
+            raise TicketFileError(f"the {what} has a string that is no Unicode text: {item!a:.80}")

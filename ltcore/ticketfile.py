@@ -215,8 +215,9 @@ def _check_expansion(source: Container, structure: Structure) -> None:
         width = 1 + max(4, DTYPES[entry.dtype].itemsize if entry else 0)  # and its mask
         numbers = math.prod(role.shape)
         needed += numbers * width
-        if site.in_group or site.out_group:  # a copy in another order, and index arrays for it
-            needed += numbers * width + 32 * max(role.shape, default=0)
+        orders = sum(group is not None for group in (site.in_group, site.out_group))
+        # Each takes a copy in another order, and index arrays for it.
+        needed += orders * (numbers * width + 32 * max(role.shape, default=0))
         largest = max(largest, numbers)
     needed += largest  # which of its values are finite
     limit = EXPANSION_FLOOR + EXPANSION_FACTOR * source.size
@@ -236,7 +237,8 @@ def _read_mask(source: Container, name: str, shape: tuple[int, ...]) -> Array:
         total = math.prod(shape)
         if expect(int, told.get("total"), "its 'total'") != total:
             raise TicketFileError(
-                f"counts disagree: {shape} has {total} weights, the manifest says {told['total']}"
+                f"counts disagree: {shape} has {total} weights, the manifest says "
+                f"{shown(told['total'])}"
             )
         kept = expect(int, told.get("kept"), "its 'kept'")
     data = source.read(f"{name}#{encodings[0]}")
@@ -271,7 +273,7 @@ def _check_counts(source: Container, masks: Masks) -> None:
     if (masks.kept, masks.total) != (kept, total):
         raise TicketFileError(
             f"{source.path}: counts disagree: masks keep {masks.kept} of {masks.total}, the "
-            f"manifest says {kept} of {total}"
+            f"manifest says {shown(kept)} of {shown(total)}"
         )
 
 
@@ -285,7 +287,7 @@ def _read_probe(source: Container, structure: Structure) -> Probe | None:
             count = expect(int, told["probe"], "'probe' of the manifest")
             ties = _read_ties(told.get("ties", []), structure)
         if not 0 <= count * (2 + len(ties)) <= len(source.entries):
-            raise TicketFileError(f"{source.path}: the probe claims {count} outputs")
+            raise TicketFileError(f"{source.path}: the probe claims {shown(count)} outputs")
     kinds = ["synthetic", "ticket", *(f"tie{number}_" for number in range(len(ties)))]
     names = {kind: [f"probe/{kind}{i}" for i in range(count)] for kind in kinds}
     found = {kind: tuple(map(source.read, listed)) for kind, listed in names.items()}
@@ -307,7 +309,8 @@ def _read_ties(value: object, structure: Structure) -> list[tuple[str, ...]]:
     names = [expect(str, name, "a site in 'ties'") for tie in ties for name in tie]
     known = len(set(names)) == len(names) and set(names) <= sites.keys()
     if not known or not all(
-        1 < len(tie) <= MAX_TIE and len({signature(sites[name]) for name in tie}) == 1
+        1 < len(tie) <= MAX_TIE
+        and all(signature(sites[name]) == signature(sites[tie[0]]) for name in tie)
         for tie in ties
     ):
         raise TicketFileError(

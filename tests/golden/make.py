@@ -17,7 +17,7 @@ import numpy as np
 from ltcore import ticketfile
 from ltcore.masks import Masks
 from ltcore.parameters import Interface, Role, Site, Structure, in_canonical_order
-from ltcore.probe import Probe
+from ltcore.probe import Probe, TieProbe
 from ltcore.ticketfile import TicketRecord
 
 FOLDER = Path(__file__).parent
@@ -110,6 +110,50 @@ def float64():
     return record(structure, masks, {}, None, {"a.bias": edges})
 
 
+def orders():
+    """Rows and columns in the order of another framework; a recurrent layer."""
+    generator = (
+        Site("fc", "linear", (Role("weight", "fc.kernel", (12, 5), "float32"),
+                              Role("bias", "fc.bias", (12,), "float32")),
+             {}, (), None, False, (("S0", 2), ("S1", 2), ("C", 3))),
+        Site("norm", "groupnorm", (Role("weight", "norm.gamma", (12,), "float32"),),
+             {"groups": 3}, ("fc",), (("S0", 2), ("S1", 2), ("C", 3))),
+        Site("up", "conv_transpose", (Role("weight", "up.kernel", (3, 2, 2, 2), "float32"),), {},
+             ("norm",)),
+        Site("lstm", "lstm", tuple(Role(name, f"lstm.{name}", (16, *columns), "float32")
+                                   for name, columns in (("w_ih", (8,)), ("w_hh", (4,)),
+                                                         ("b_ih", ()))),
+             {}, ("up",), (("S1", 4), ("C", 2)), True),
+    )  # fmt: skip
+    faces = (
+        Interface(("N", "F"), (0, 5), "float32"),
+        Interface(("N", "T", "F"), (0, 3, 4), "float32"),
+    )
+    structure = Structure(generator, faces[:1], faces[1:])
+    masks = {"fc.weight": kept((12, 5), 250, 12), "lstm.w_ih": kept((16, 8), 120, 13)}
+    probe = Probe((numbers((2, 3, 4), 14),), (numbers((2, 3, 4), 15),))
+    return record(structure, masks, {"framework": "keras"}, probe)
+
+
+def ties():
+    """Attention over tokens, whose projections only trials tell apart."""
+    projections = [
+        Site(name, "linear", (Role("weight", f"{name}.weight", (4, 4), "float32"),), {}, preds,
+             is_output=name == "o", part=part)
+        for name, part, preds in (("q", "", ("embed",)), ("k", "", ("embed",)),
+                                  ("v", "v", ("embed",)), ("o", "o", ("q", "k", "v")))
+    ]  # fmt: skip
+    embed = Site("embed", "embedding", (Role("weight", "embed.weight", (9, 4), "float32"),), {}, ())
+    structure = Structure(
+        (embed, *projections),
+        (Interface(("N", "T"), (0, 6), "int32", 9),),
+        (Interface(("N", "T", "F"), (0, 6, 4), "float32"),),
+    )
+    outputs = [(numbers((2, 6, 4), 16 + i),) for i in range(3)]
+    probe = Probe(outputs[0], outputs[1], (TieProbe(("q", "k"), outputs[2]),))
+    return record(structure, {"q.weight": kept((4, 4), 400, 19)}, {"framework": "torch"}, probe)
+
+
 def dense(dtype, *shapes):
     """A structure of dense layers a, b, ..."""
     return Structure(
@@ -130,7 +174,7 @@ def record(structure, masks, provenance, probe, arrays=()):
     return TicketRecord(structure, Masks(masks), params | dict(arrays), provenance, probe)
 
 
-CASES = {case.__name__: case for case in (gaps, bits, bfloat16, float16, float64)}
+CASES = {case.__name__: case for case in (gaps, bits, bfloat16, float16, float64, orders, ties)}
 
 
 def digest(array):
