@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from safetensors.numpy import save_file
 
 from ltcore.arrays import Array
 from ltcore.errors import TicketFileError
+from ltcore.files import replacing, without_temporary
 from ltcore.strictjson import parse_object, shown
 
 FORMAT_VERSION = 1
@@ -133,23 +133,13 @@ def write(
     """
     arrays = _normalised(tensors)
     ticket_id, text = _seal(arrays, manifest)
-    target = Path(os.path.realpath(path))  # a link keeps pointing at the file
-    if target.exists() and not target.is_file():
-        raise TicketFileError(f"cannot write {path}: it exists and is not a regular file")
-    temporary = target.with_name(f".ltcore-{secrets.token_hex(8)}.tmp")
     try:
-        _save(temporary, arrays, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
-        _check_readable(temporary, ticket_id)
-        os.replace(temporary, target)
+        with replacing(path) as temporary:
+            value = f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}"
+            save_file(dict(arrays), temporary, {"ltcore": value})
+            _check_readable(temporary, ticket_id)
     except (OSError, SafetensorError, TicketFileError) as error:
-        reason = str(error).replace(str(temporary), target.name)
-        raise TicketFileError(f"cannot write {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    # The file is in place and complete; not every file system can sync a folder.
-    with contextlib.suppress(OSError):
-        _sync_folder(target.parent)
+        raise TicketFileError(f"cannot write {path}: {without_temporary(error)}") from error
     return ticket_id
 
 
@@ -183,6 +173,20 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     except TicketFileError as error:
         raise TicketFileError(f"{path}: {error}") from None
     return Container(path, ticket_id, manifest, parsed)
+
+
+def is_ticket(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file says that it is a ticket; whether it is a good one is another thing.
+
+    Only the header is looked at. What cannot be read is no ticket.
+    """
+    try:
+        header, _, _ = _read_header(Path(path))
+        metadata = parse_object(header, "header").get("__metadata__")
+    except TicketFileError:
+        return False
+    value = metadata.get("ltcore") if isinstance(metadata, dict) else None
+    return isinstance(value, str) and _VERSION.match(value) is not None
 
 
 # Writing
@@ -220,28 +224,11 @@ def _seal(arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -> tuple[str
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", text
 
 
-def _save(path: Path, arrays: Mapping[str, Array], value: str) -> None:
-    with open(path, "xb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-    save_file(dict(arrays), path, {"ltcore": value})
-    os.chmod(path, stat.S_IMODE(mode))  # safetensors 0.8 makes its files private to the user
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 def _check_readable(path: Path, ticket_id: str) -> None:
     """Hold what was written to the reader's own checks, the limit of the header among them."""
     found = open_container(path).id
     if found != ticket_id:
         raise TicketFileError(f"the file reads back with id {found}, not {ticket_id}")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Reading
