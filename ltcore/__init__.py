@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ltcore.allocation import Allocation, Group, Rate, Sparsity
     from ltcore.api import Search, find_ticket, held, hold, iter_rounds, load, prune
     from ltcore.backend import Backend
+    from ltcore.convert import from_checkpoint, from_open_lth, from_pruned, from_tfmot, to_checkpoint
     from ltcore.criteria import Criterion, Param
     from ltcore.errors import LtcoreError
     from ltcore.holds import Hold, Report
@@ -60,12 +61,17 @@ _HOMES = {
     "ToStep": "rewinding",
     "criterion": "plugins",
     "find_ticket": "api",
+    "from_checkpoint": "convert",
+    "from_open_lth": "convert",
+    "from_pruned": "convert",
+    "from_tfmot": "convert",
     "held": "api",
     "hold": "api",
     "hookimpl": "hookspecs",
     "iter_rounds": "api",
     "load": "api",
     "prune": "api",
+    "to_checkpoint": "convert",
 }
 
 __all__ = [
@@ -102,12 +108,17 @@ __all__ = [
     "__version__",
     "criterion",
     "find_ticket",
+    "from_checkpoint",
+    "from_open_lth",
+    "from_pruned",
+    "from_tfmot",
     "held",
     "hold",
     "hookimpl",
     "iter_rounds",
     "load",
     "prune",
+    "to_checkpoint",
 ]
 
 
