@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from ltcore.allocation import Allocation, Group, Rate, Sparsity
     from ltcore.api import Search, find_ticket, held, hold, iter_rounds, load, prune
     from ltcore.backend import Backend
-    from ltcore.convert import from_checkpoint, from_open_lth, from_pruned, from_tfmot, to_checkpoint
+    from ltcore.convert import (
+        from_checkpoint,
+        from_open_lth,
+        from_pruned,
+        from_tfmot,
+        to_checkpoint,
+    )
     from ltcore.criteria import Criterion, Param
     from ltcore.errors import LtcoreError
     from ltcore.holds import Hold, Report

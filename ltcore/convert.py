@@ -60,9 +60,7 @@ def from_checkpoint(
     return _ticket(driver, model, structure, found, prunable)
 
 
-def from_pruned(
-    model: Any, *, example: Any = None, backend: str | Backend | None = None
-) -> Ticket:
+def from_pruned(model: Any, *, example: Any = None, backend: str | Backend | None = None) -> Ticket:
     """Return a ticket of a model that is under its framework's own pruning.
 
     That is ``torch.nn.utils.prune``. The masks are its masks; the model stays under it.

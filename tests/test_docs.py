@@ -112,7 +112,9 @@ def test_every_public_name_is_documented(name):
 def test_every_public_name_has_its_home():
     """The table of lazy names, the imports for type checkers and ``__all__`` are one list."""
     source = (ROOT / "ltcore" / "__init__.py").read_text()
-    source = re.sub(r"\(\n\s+((?:\w+,\s+)+)\)", lambda m: ", ".join(re.findall(r"\w+", m[1])), source)
+    source = re.sub(
+        r"\(\n\s+((?:\w+,\s+)+)\)", lambda m: ", ".join(re.findall(r"\w+", m[1])), source
+    )
     typed = {
         name: module
         for module, names in re.findall(r"^    from ltcore\.(\w+) import (.+)$", source, re.M)

@@ -95,9 +95,7 @@ def _load_file(model: Any, path: Path) -> None:
     """Load the weights in ``path`` into ``model``; the caller puts its own back."""
     name = path.name
     if not name.endswith(READS):
-        raise CheckpointError(
-            f"cannot read {path}: Keras checkpoints end in {', '.join(READS)}"
-        )
+        raise CheckpointError(f"cannot read {path}: Keras checkpoints end in {', '.join(READS)}")
     if name.endswith(".safetensors"):
         assign(model, _safetensors(path))
     elif name.endswith(WRITES):
@@ -160,7 +158,7 @@ def _load_legacy(model: Any, path: Path) -> None:
     if any("prune_low_magnitude_" in name for name in names):
         raise CheckpointError(
             f"{path} is of a model under TensorFlow Model Optimization: ltcore.from_tfmot(model, "
-            "path) takes its masks too"
+            "path), or --from tfmot, takes its masks too"
         )
     _by_keras(model, path)
 

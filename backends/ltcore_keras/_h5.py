@@ -45,16 +45,23 @@ def datasets(group: Any, path: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     todo = [("", group)]
+    seen: set[int] = set()
     for prefix, parent in todo:
         for name in parent:
             full = f"{prefix}{name}"
             item = _item(parent, name, f"{path}: {full!r}")
             if isinstance(item, h5py.Group):
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen:
+                    raise CheckpointError(
+                        f"{path}: {full!r} is a group that was met before; refused"
+                    )
+                seen.add(address)
                 todo.append((f"{full}/", item))
             else:
                 _check_dataset(item, f"{path}: {full!r}")
                 found[full] = item
-            if len(todo) + len(found) > MAX_ENTRIES:  # groups may contain each other
+            if len(todo) + len(found) > MAX_ENTRIES:
                 raise CheckpointError(f"{path} has more than {MAX_ENTRIES} entries")
     return found
 
@@ -100,9 +107,9 @@ def replace_weights(target: Any, source: Any, path: Path) -> None:
         {path: (dataset.shape, str(dataset.dtype)) for path, dataset in ours.items()},
         {path: (dataset.shape, str(dataset.dtype)) for path, dataset in theirs.items()},
     )
-    for path in ours:
-        del target[path]
-        source.copy(theirs[path], target, name=path)
+    for name, dataset in theirs.items():
+        del target[name]
+        source.copy(dataset, target, name=name)
 
 
 def check_same(

@@ -20,6 +20,7 @@ from ltcore_keras._checkpoints import Read, assign, lent
 from ltcore_keras._h5 import datasets, opened
 
 _WRAPPER = "prune_low_magnitude_"
+_IN_MODEL_FILE = "model_weights/"  # beside the optimizer's
 _BOOKKEEPING = re.compile(r"(.*/)?(.+_)?(threshold|pruning_step)")
 _MASK = re.compile(r"(?P<layer>.*/)?((?P<weight>[^/]+)_)?mask")
 
@@ -61,7 +62,9 @@ def load_tfmot(
 
 def _in_file(path: Path) -> dict[str, Array]:
     with opened(path) as file:
-        found = datasets(file["model_weights"] if "model_weights" in file else file, path)
+        found = datasets(file, path)
+        inner = {n: d for n, d in found.items() if n.startswith(_IN_MODEL_FILE)}
+        found = {n.removeprefix(_IN_MODEL_FILE): d for n, d in (inner or found).items()}
         return _plain({name: dataset[()] for name, dataset in found.items()})
 
 

@@ -60,7 +60,7 @@ def _told(error: Exception) -> str:
 def unpruned(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
     """Return a copy of ``model`` that is not under ``torch.nn.utils.prune``, and its state dict."""
     root = unwrap(model)
-    if not prune.is_pruned(root):  # type: ignore[no-untyped-call]
+    if not prune.is_pruned(root):
         raise NothingPrunedError(
             "no layer of the model is under torch.nn.utils.prune. If that was made permanent, "
             "ltcore.from_checkpoint(model, model.state_dict()) takes the masks from the zeros"
