@@ -1,14 +1,17 @@
 """The Keras backend: each method is a few calls of Keras plus names and axes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from ltcore.arrays import Array, Params
-from ltcore.errors import ModelNotBuiltError
+from ltcore.backend import Imported
+from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
 from ltcore_keras._hold import KerasHold
 from ltcore_keras._inputs import (
     canonical_output,
@@ -20,6 +23,7 @@ from ltcore_keras._inputs import (
 from ltcore_keras._layouts import Layout, to_canonical, to_native
 from ltcore_keras._names import Slot, sites_of
 from ltcore_keras._optimizers import fresh_optimizers
+from ltcore_keras._tfmot import load_tfmot
 from ltcore_keras._trace import described
 from ltcore_keras._training import mean_gradients, redrawn
 from ltcore_keras._watch import KerasWatch
@@ -29,7 +33,9 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "checkpoints"})
+    writes = WRITES
+    tools = frozenset({"tfmot"})
 
     @property
     def version(self) -> str:
@@ -121,6 +127,27 @@ class KerasBackend:
         trained = {n: slots[n].variable for n, _, role in structure.items() if not role.state}
         found = mean_gradients(model, trained, batches, loss)
         return _canonical(found, _layouts(slots))
+
+    def load_checkpoint(
+        self, model: Any, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file, or arrays by name, have for ``model``."""
+        return load_checkpoint(model, source, lambda: self.read(model, structure))
+
+    def load_foreign(
+        self, model: Any, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a model of TensorFlow Model Optimization has for ``model``."""
+        mapping = options.get("mapping", {})
+        return load_tfmot(model, source, mapping, lambda: self.read(model, structure))
+
+    def unpruned(self, model: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Keras holds no masks itself."""
+        raise CapabilityError("Keras has no pruning of its own")
+
+    def save_checkpoint(self, model: Any, path: Path) -> None:
+        """Write the weights, or the whole model."""
+        save_checkpoint(model, path)
 
 
 def _layouts(slots: Mapping[str, Slot]) -> dict[str, Layout]:

@@ -135,9 +135,10 @@ def _arrays(path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor, b
             )
         if f"{attribute.removesuffix('_orig')}_mask" in module._buffers:
             raise ModelError(
-                f"parameter {where!r} is under torch.nn.utils.prune; call "
-                f"torch.nn.utils.prune.remove(module, {attribute.removesuffix('_orig')!r}) and "
-                "then ltcore.hold(model), which takes the masks from the zeros"
+                f"parameter {where!r} is under torch.nn.utils.prune; "
+                "ltcore.from_pruned(model) makes a ticket of it, and after torch.nn.utils.prune."
+                f"remove(module, {attribute.removesuffix('_orig')!r}) ltcore.hold(model) takes "
+                "the masks from the zeros"
             )
         yield attribute, tensor, False
     for attribute, buffer in module._buffers.items():
