@@ -117,7 +117,7 @@ def from_tfmot(
     model: Any,
     source: AnyPath | Mapping[str, Any],
     *,
-    mapping: GivenMapping = None,
+    mapping: Mapping[str, str] | None = None,
     example: Any = None,
     backend: str | Backend | None = None,
 ) -> Ticket:

@@ -14,9 +14,10 @@ from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, tensors_in, to_numpy, write_into
-from ltcore_torch._names import Slot, sites_of, unwrap
+from ltcore_torch._layouts import as_inputs, read_array, tensors_in, to_numpy, write_into
+from ltcore_torch._names import inventory, unwrap
 from ltcore_torch._open_lth import load_open_lth
+from ltcore_torch._slots import Slot
 from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import traced
 from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
@@ -44,15 +45,15 @@ class TorchBackend:
         """Return the module's sites; with ``example``, also how data flows."""
         root = unwrap(model)
         if example is None:
-            return Structure(sites_of(root)[0], untraced="no example input was given")
+            return Structure(inventory(root).sites, untraced="no example input was given")
         inputs = as_inputs(example, _device(root))
         try:
-            sites, _ = sites_of(root)
+            found = inventory(root)
         except ModelNotBuiltError:
             with inference(root):
                 root(*inputs)  # lazy layers take their shapes from the example
-            sites, _ = sites_of(root)
-        return traced(root, sites, inputs)
+            found = inventory(root)
+        return traced(root, found, inputs)
 
     def read(
         self, model: nn.Module, structure: Structure, names: Iterable[str] | None = None
@@ -60,7 +61,7 @@ class TorchBackend:
         """Return owned copies in canonical layout."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        return {name: to_numpy(slots[name].tensor) for name in wanted}
+        return {name: read_array(slots[name].tensor, name) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
@@ -146,7 +147,7 @@ class TorchBackend:
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
-    return sites_of(unwrap(model))[1]
+    return inventory(unwrap(model)).slots
 
 
 def _device(model: nn.Module) -> torch.device:
