@@ -173,11 +173,11 @@ class Structure:
         Raises:
             InvalidValueError: says which site and what is wrong with it.
         """
-        names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
+        names = {site.name for site in self.sites}
+        if len(names) != len(self.sites):
             raise InvalidValueError("two sites have one name")
         for site in self.sites:
-            _check_site(site, set(names))
+            _check_site(site, names)
         for face in (*(self.inputs or ()), *(self.outputs or ())):
             _check_face(face)
 

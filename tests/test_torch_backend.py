@@ -50,6 +50,9 @@ BUILDERS = {
         nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)),
     "flatten_norm": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.Flatten(), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 2)),
+    "image": lambda: nn.Sequential(
+        nn.Linear(5, 18), nn.BatchNorm1d(18), nn.ReLU(), nn.Unflatten(1, (3, 3, 2)),
+        nn.Conv2d(3, 2, 2)),
     "shared": lambda: (lambda f: nn.Sequential(f, nn.ReLU(), f, nn.ReLU(), nn.Linear(5, 2)))(
         nn.Linear(5, 5)),
 }  # fmt: skip

@@ -1,19 +1,24 @@
 """The PyTorch backend: each method is a few calls of torch plus names."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ltcore.arrays import Array, Params
+from ltcore.backend import Imported
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
 from ltcore_torch._layouts import as_inputs, read_array, tensors_in, to_numpy, write_into
 from ltcore_torch._names import inventory, unwrap
+from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
+from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import traced
 from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
@@ -23,7 +28,9 @@ class TorchBackend:
     """Drives `torch.nn.Module`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "torch"
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "checkpoints"})
+    writes = WRITES
+    tools = frozenset({"pruned", "open_lth"})
 
     @property
     def version(self) -> str:
@@ -111,6 +118,32 @@ class TorchBackend:
         with eval_mode(unwrap(model)):
             found = mean_gradients(model, trained, batches, loss)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
+
+    def load_checkpoint(
+        self, model: nn.Module, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file or a state dict has for ``model``."""
+        story = {"format": "checkpoint"}
+        if isinstance(source, Path):
+            story["file"] = source.name
+            source = loaded(source)
+        state = tensors_of(source, story.get("file", "what was given"))
+        return imported(model, state, lambda copy: self.read(copy, structure), story)
+
+    def load_foreign(
+        self, model: nn.Module, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a folder of open_lth has for ``model``."""
+        weights: str | None = options.get("weights")
+        return load_open_lth(model, source, weights, lambda copy: self.read(copy, structure))
+
+    def unpruned(self, model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Return a copy without ``torch.nn.utils.prune``, and the state dict with it."""
+        return unpruned(model)
+
+    def save_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Write the state dict."""
+        save_checkpoint(model, path)
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:

@@ -169,9 +169,10 @@ def _check_built(path: str, module: nn.Module) -> None:
             )
         if f"{attribute.removesuffix('_orig')}_mask" in module._buffers:
             raise ModelError(
-                f"parameter {where!r} is under torch.nn.utils.prune; call "
-                f"torch.nn.utils.prune.remove(module, {attribute.removesuffix('_orig')!r}) and "
-                "then ltcore.hold(model), which takes the masks from the zeros"
+                f"parameter {where!r} is under torch.nn.utils.prune; "
+                "ltcore.from_pruned(model) makes a ticket of it, and after torch.nn.utils.prune."
+                f"remove(module, {attribute.removesuffix('_orig')!r}) ltcore.hold(model) takes "
+                "the masks from the zeros"
             )
 
 

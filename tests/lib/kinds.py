@@ -166,8 +166,9 @@ def keras_attention(bias=True):
 class KerasAttentionByHand(keras.Model):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = (L.EinsumDense("btf,fhd->bhtd", (2, None, 3),
-                                                             bias_axes="hd") for _ in range(3))  # fmt: skip
+        self.first, self.second, self.third = (
+            L.EinsumDense("btf,fhd->bhtd", (2, None, 3), bias_axes="hd") for _ in range(3)
+        )
         self.join, self.end = L.Dense(6), L.Dense(3)
 
     def call(self, x):
