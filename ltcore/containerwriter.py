@@ -1,8 +1,8 @@
 """Writing a container: exact bytes, whole or not at all.
 
-They are those of the safetensors library, which this file does without: the library's low
-level differs between its versions, copies everything in some of them, takes raw addresses in
-others, and cannot be handed bfloat16 by numpy in any.
+They are those of the safetensors library, which this file does without: the library's low level
+differs between its versions, copies everything in some of them, takes raw addresses in others, and
+cannot be handed bfloat16 by numpy in any.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from ltcore.container import (
     sha256,
 )
 from ltcore.errors import TicketFileError
-from ltcore.files import landing
+from ltcore.files import replacing, without_temporary
 from ltcore.strictjson import parse_object
 
 _CODES = {dtype: code for code, dtype in DTYPES.items() if code != BF16}
@@ -69,16 +69,12 @@ def write(
     """
     stored = _stored(tensors, narrow)
     ticket_id, text = _seal(stored, manifest)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise TicketFileError(f"cannot write {path}: it exists and is not a regular file")
-    temporary = None
     try:
-        with landing(path) as temporary:
+        with replacing(path) as temporary:
             _save(temporary, stored, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
             _check_readable(temporary, ticket_id)
     except (OSError, TicketFileError) as error:
-        reason = str(error).replace(str(temporary), os.path.basename(path))
-        raise TicketFileError(f"cannot write {path}: {reason}") from error
+        raise TicketFileError(f"cannot write {path}: {without_temporary(error)}") from error
     return ticket_id
 
 
@@ -135,7 +131,7 @@ def _seal(stored: Mapping[str, _Stored], manifest: Mapping[str, Any]) -> tuple[s
 
 def _save(path: Path, stored: Mapping[str, _Stored], value: str) -> None:
     header = _header(stored, value)
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for one in stored.values():
             file.write(one.array.reshape(-1).view(np.uint8).data)

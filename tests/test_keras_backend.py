@@ -69,6 +69,9 @@ BUILDERS = {
         keras.Input((5, 3, 2)), kl.Conv2D(3, 2), kl.ReLU(), kl.Flatten(), kl.Dense(2)],
     "flatten_norm": lambda: [
         keras.Input((5, 3, 2)), kl.Conv2D(3, 2), kl.Flatten(), norm(), kl.ReLU(), kl.Dense(2)],
+    "image": lambda: [
+        keras.Input((5,)), kl.Dense(18), norm(), kl.ReLU(), kl.Reshape((3, 2, 3)),
+        kl.Conv2D(2, 2)],
 }  # fmt: skip
 
 

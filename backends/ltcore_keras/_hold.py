@@ -11,18 +11,19 @@ later masks and a release, for it reads the masks from variables. ``Hold.check()
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.errors import HoldError
 from ltcore.masks import Masks
 from ltcore_keras._engine import check_single_replica, keys, outside_graph, retrace, where_kept
-from ltcore_keras._layouts import to_native
-from ltcore_keras._names import Slot, sites_of
+from ltcore_keras._names import sites_of
 from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of
+from ltcore_keras._slots import whole_variables
 from ltcore_keras._updates import listen, unlisten, unlisten_with
 
 
@@ -56,11 +57,10 @@ class Keeper:
         self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
-    def hold(self, masks: Mapping[str, Array], slots: Mapping[str, Slot]) -> None:
-        """Hold native ``masks`` of the variables in ``slots`` from now on, and nothing else."""
+    def hold(self, masks: Iterable[tuple[Any, Array]]) -> None:
+        """Hold pairs of a variable and its native mask from now on, and nothing else."""
         self._open()
-        for name, mask in masks.items():
-            variable = slots[name].variable
+        for variable, mask in masks:
             held = self._known.get(id(variable))
             if held is None or not held.holds(variable):
                 held = HeldVariable(variable, mask)
@@ -151,8 +151,7 @@ class KerasHold:
         model = self._model()
         if model is None:
             raise HoldError("the held model no longer exists")
-        slots = sites_of(model)[1]
-        self._keeper.hold({n: native_mask(n, mask, slots[n]) for n, mask in masks.items()}, slots)
+        self._keeper.hold(whole_variables(masks, sites_of(model)[1], _all_kept))
 
     def enforce(self) -> None:
         """Zero every pruned weight now."""
@@ -164,6 +163,6 @@ class KerasHold:
             self._keeper.release()
 
 
-def native_mask(name: str, mask: Array, slot: Slot) -> Array:
-    """Return a canonical mask in the axes of the variable."""
-    return to_native(mask, slot.layout, tuple(slot.variable.shape), name)
+def _all_kept(variable: Any) -> Array:
+    """Return the mask of a variable of which only parts are pruned."""
+    return np.ones(tuple(variable.shape), dtype=bool)

@@ -14,8 +14,8 @@ from ltcore.arrays import Array
 from ltcore.errors import HoldError
 from ltcore_keras._engine import check_single_replica, keys, outside_graph, retrace
 from ltcore_keras._layouts import to_numpy
-from ltcore_keras._names import Slot
 from ltcore_keras._optimizers import note_seen
+from ltcore_keras._slots import Slot
 from ltcore_keras._updates import listen, unlisten, unlisten_with
 
 

@@ -145,12 +145,15 @@ def _traced(model: NumpyModel, sites: Sequence[Site], x: Array) -> Structure:
         except ValueError as error:
             raise ModelError(f"{layer!r} does not take data of shape {x.shape}: {error}") from error
         flow, name = trace.flow(x), names[id(original)]
+        labels = flow.labels
+        if layer.feature_axis == 1 and x.ndim > 2:
+            labels = trace.as_image(labels, 1)
         if layer.kind:
-            axis = None if layer.kind == "embedding" else flow.labels[layer.feature_axis]
+            axis = None if layer.kind == "embedding" else labels[layer.feature_axis]
             trace.visit(name, [x], axis)
         preds = {name} if layer.kind else flow.preds
         made = trace.features(name, y.shape[-1])
-        trace.put(y, preds, layer.output_labels(flow.labels, x, y, made))
+        trace.put(y, preds, layer.output_labels(labels, x, y, made))
         x = y
     inputs = _interface(first, trace, trace.vocabulary(0, sites))
     return Structure(trace.placed(sites, [x]), (inputs,), (_interface(x, trace),))

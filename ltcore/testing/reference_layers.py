@@ -324,6 +324,21 @@ class Flatten(Layer):
 
 
 @dataclass(eq=False)
+class Image(Layer):
+    """Features as an image, channels first."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Array, training: bool = False) -> Array:
+        """Return ``x`` as ``(N, channels, *space)``."""
+        return x.reshape(len(x), *self.shape)
+
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
+        """The new axes remember which part of the features they are."""
+        return reshaped(labels, x.shape, y.shape)
+
+
+@dataclass(eq=False)
 class GlobalPool(Layer):
     """The mean over space."""
 

@@ -90,6 +90,9 @@ class ValueChecks(BackendHooks):
             assert tuple(sorted(site.in_group or ())) == wanted.group, (
                 f"{site.name!r}: in_group names the axes that a flatten merged, None without one"
             )
+            assert tuple(sorted(site.out_group or ())) == wanted.out_group, (
+                f"{site.name!r}: out_group names the axes that a reshape makes of its features"
+            )
             assert site.is_output == (site.name == names[-1]), (
                 f"{site.name!r}: is_output marks what makes the output, and nothing else"
             )
