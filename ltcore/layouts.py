@@ -6,7 +6,8 @@ rim; masks and weights go through the same permutations.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -23,25 +24,43 @@ UNKNOWN_GROUP: AxisGroup = (("?", 0),)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What ltcore knows of a layer kind: its axes and the roles that are pruned by default."""
+    """What ltcore knows of a layer kind.
+
+    Attributes:
+        name: the kind.
+        prunable: the roles that are pruned by default.
+        ins: ``{role: axis along which the input features lie}``.
+        outs: ``{role: axis along which the output features lie}``.
+        portable: whether it has a canonical layout that other frameworks share.
+    """
 
     name: str
-    out_axis: int = 0
-    in_axis: int | None = None
     prunable: tuple[str, ...] = ()
+    ins: Mapping[str, int] = field(default_factory=dict)
+    outs: Mapping[str, int] = field(default_factory=dict)
     portable: bool = True
 
+
+_KERNEL_OUT = {"weight": 0, "bias": 0}
+_PER_FEATURE = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}
+RECURRENT = ("rnn", "lstm", "gru")
+"""Gates lie along axis 0 of every role: i, f, g, o in an LSTM; r, z, n in a GRU."""
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("linear", 0, 1, ("weight",)),
-        Kind("conv", 0, 1, ("weight",)),
-        Kind("depthwise", 0, None, ("weight",)),
-        Kind("conv_transpose", 1, 0, ("weight",)),
-        Kind("embedding", 1, 0),
-        Kind("batchnorm"),
-        Kind("layernorm"),
+        Kind("linear", ("weight",), {"weight": 1}, _KERNEL_OUT),
+        Kind("conv", ("weight",), {"weight": 1}, _KERNEL_OUT),
+        Kind("depthwise", ("weight",), {}, _KERNEL_OUT),
+        Kind("conv_transpose", ("weight",), {"weight": 0}, {"weight": 1, "bias": 0}),
+        Kind("embedding", (), {}, {"weight": 1}),
+        # Norms and PReLU: the features that enter are those that leave.
+        Kind("batchnorm", (), _PER_FEATURE),
+        Kind("layernorm", (), _PER_FEATURE),
+        Kind("groupnorm", (), _PER_FEATURE),
+        Kind("rmsnorm", (), _PER_FEATURE),
+        Kind("prelu", (), _PER_FEATURE),
+        *(Kind(name, ("w_ih", "w_hh"), {"w_ih": 1}) for name in RECURRENT),
         # A layer ltcore does not know: it works within its own framework only.
         Kind("raw", portable=False),
     )

@@ -54,3 +54,10 @@ def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
         {**dict(zip(names, key, strict=True)), "difference": value} for key, value in merged.items()
     ]
     path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def pytest_runtest_setup(item):
+    """Skip what the engine below Keras does not have."""
+    for mark in item.iter_markers("engines"):
+        if os.environ["KERAS_BACKEND"] not in mark.args:
+            pytest.skip(f"only Keras on {', '.join(mark.args)}: {mark.kwargs['reason']}")

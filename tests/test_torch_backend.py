@@ -50,6 +50,9 @@ BUILDERS = {
         nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)),
     "flatten_norm": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.Flatten(), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 2)),
+    "image": lambda: nn.Sequential(
+        nn.Linear(5, 18), nn.BatchNorm1d(18), nn.ReLU(), nn.Unflatten(1, (3, 3, 2)),
+        nn.Conv2d(3, 2, 2)),
     "shared": lambda: (lambda f: nn.Sequential(f, nn.ReLU(), f, nn.ReLU(), nn.Linear(5, 2)))(
         nn.Linear(5, 5)),
 }  # fmt: skip
@@ -186,7 +189,8 @@ def test_nested_modules_and_data_flow():
     sites = {site.name: site for site in structure.sites}
     assert list(sites) == ["branches", "block.a", "block.b", "head"]
     assert sites["branches"].kind == "raw"
-    assert sites["head"].preds == ("block.a", "block.b")
+    assert sites["branches"].preds == ("block.a", "block.b")
+    assert sites["head"].preds == ("branches",)
     assert sites["head"].in_group == (("C", 2), ("S0", 4), ("S1", 4))
     assert [site.is_output for site in structure.sites] == [False, False, False, True]
     assert "no portable layout" in structure.why_not_portable()

@@ -4,7 +4,7 @@ import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.parameters import Interface, Structure
-from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
+from ltcore.testing.cases import CASES, VOCABULARY, Case, canonical_inputs, canonical_targets
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_model import mean_squared_error
 from ltcore.testing.suite_hooks import (
@@ -89,6 +89,9 @@ class ValueChecks(BackendHooks):
             )
             assert tuple(sorted(site.in_group or ())) == wanted.group, (
                 f"{site.name!r}: in_group names the axes that a flatten merged, None without one"
+            )
+            assert tuple(sorted(site.out_group or ())) == wanted.out_group, (
+                f"{site.name!r}: out_group names the axes that a reshape makes of its features"
             )
             assert site.is_output == (site.name == names[-1]), (
                 f"{site.name!r}: is_output marks what makes the output, and nothing else"
@@ -327,7 +330,7 @@ def gradient_gap(
 def expected_input(case: Case) -> Interface:
     """Return the interface that a case's input must have."""
     if case.tokens:
-        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32")
+        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32", VOCABULARY)
     return Interface(_axes(case.inputs), (0, *case.inputs[1:]), "float32")
 
 

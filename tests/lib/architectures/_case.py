@@ -65,9 +65,9 @@ def for_keras(batch: list[np.ndarray]) -> Any:
 
 def channels_last(array: np.ndarray) -> np.ndarray:
     """Return images with their channels last; other arrays as they are."""
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if array.ndim == 4 else array
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if array.ndim >= 4 else array
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
     """Undo `channels_last`."""
-    return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim == 4 else array
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim >= 4 else array

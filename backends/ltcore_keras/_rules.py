@@ -1,0 +1,358 @@
+"""What operations and layers without weights do to the meaning of axes.
+
+They are known by name to keep, drop, move, cut or merge axes in a certain way. Whatever is not in
+a table makes its axes unknown, and exchange then refuses.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+
+from ltcore.tracing import (
+    Atom,
+    Axis,
+    Labels,
+    Trace,
+    is_unknown,
+    letter,
+    named,
+    reshaped,
+    spatial,
+    unknown,
+)
+from ltcore_keras._einsum import spelt_out
+from ltcore_keras._inputs import BATCH
+
+
+class Operand(NamedTuple):
+    """A tensor that enters an operation.
+
+    Attributes:
+        labels: its axes; None for a constant.
+        shape: its sizes.
+    """
+
+    labels: Labels | None
+    shape: tuple[int, ...]
+
+    @property
+    def named(self) -> Labels:
+        """Its axes, a constant's too: those follow an order of their own."""
+        return named("F" * len(self.shape), self.shape) if self.labels is None else self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One result of an operation.
+
+    Attributes:
+        trace: the books.
+        operation: the operation or layer, which has its options as attributes.
+        operands: what enters, in order.
+        args: the arguments as they were given.
+        shape: of the result.
+        index: the result's number among all.
+    """
+
+    trace: Trace
+    operation: Any
+    operands: Sequence[Operand]
+    args: Sequence[Any]
+    shape: tuple[int, ...]
+    index: int = 0
+
+    @property
+    def flows(self) -> list[Operand]:
+        """The operands that are no constants."""
+        return [one for one in self.operands if one.labels is not None]
+
+    @property
+    def first(self) -> Labels:
+        """The labels of the first operand."""
+        return self.operands[0].named
+
+    def axis(self, name: str = "axis") -> int | None:
+        """Return the axis that an option of the operation names; None where it names not one."""
+        named = axes(getattr(self.operation, name))
+        return named[0] % len(self.first) if len(named) == 1 else None
+
+
+Rule = Callable[[Call], Labels | None]
+
+
+def after(call: Call, table: Mapping[str, Rule]) -> Labels:
+    """Return the labels of the result of an operation without weights."""
+    rule = next((table[word] for word in _words(call.operation) if word in table), None)
+    labels = rule(call) if rule and call.flows else None
+    if labels is None or len(labels) != len(call.shape):
+        return unknown(len(call.shape))
+    return tuple(
+        fitted(call.trace, axis, size) for axis, size in zip(labels, call.shape, strict=True)
+    )
+
+
+def _words(operation: Any) -> list[str]:
+    """Return the name of Keras's own class; a subclass with a ``call`` of its own has none."""
+    if not runs_keras(operation):
+        return []
+    return [cls.__name__ for cls in type(operation).__mro__ if of_keras(cls)]
+
+
+def of_keras(thing: Any) -> bool:
+    """Whether a class or function is defined in Keras."""
+    return str(thing.__module__).partition(".")[0] == "keras"
+
+
+def runs_keras(layer: Any) -> bool:
+    """Whether what a layer computes is written in Keras, and not by the user."""
+    return of_keras(type(layer).call)
+
+
+def fitted(trace: Trace, axis: Axis, size: int) -> Axis:
+    """Return ``axis`` where an operation may have left ``size`` of it."""
+    if math.prod(atom.size for atom in axis) == size and not is_unknown(axis):
+        return axis
+    rest = trace.sliced(axis, size)
+    return rest or () if size != 1 or is_unknown(axis) else (Atom(letter(axis), 1, 1),)
+
+
+def elementwise(call: Call) -> Labels:
+    """Operands that go together element by element."""
+    flows = [(one.labels or (), one.shape) for one in call.flows]
+    return call.trace.broadcast(flows, len(call.shape))
+
+
+def first_kept(call: Call) -> Labels:
+    """The first operand's axes stay."""
+    return call.first
+
+
+def image(call: Call) -> Labels:
+    """Space changes its sizes: pooling, padding, cropping, scaling."""
+    return call.trace.as_image(call.first, channel_axis(call.operation))
+
+
+def channel_axis(operation: Any) -> int:
+    """Return the axis of the channels."""
+    return 1 if getattr(operation, "data_format", None) == "channels_first" else -1
+
+
+def reshape(call: Call) -> Labels:
+    """Sizes say it all."""
+    return reshaped(call.first, call.operands[0].shape, call.shape)
+
+
+def reduced(call: Call) -> Labels:
+    """Axes are summed, averaged, maximized over."""
+    rank = len(call.first)
+    option = "axes" if hasattr(call.operation, "axes") else "axis"
+    asked = [axis % rank for axis in axes(getattr(call.operation, option))] or range(rank)
+    if len(call.shape) == rank:
+        return tuple(
+            (Atom(letter(axis), 1, 1),) if place in asked else axis
+            for place, axis in enumerate(call.first)
+        )
+    return tuple(axis for place, axis in enumerate(call.first) if place not in asked)
+
+
+def ordered(call: Call) -> Labels | None:
+    """What comes out depends on the order along an axis."""
+    axis = call.axis()
+    if axis is None:
+        return None
+    size = call.operands[0].shape[axis]
+    labels = list(call.first)
+    labels[axis] = call.trace.sliced(labels[axis], size)
+    return tuple(labels)
+
+
+def arg_reduced(call: Call) -> Labels | None:
+    """Numbers of places along an axis come out."""
+    labels, axis = ordered(call), call.axis()
+    if labels is None or axis is None or is_unknown(labels[axis]):
+        return None
+    return labels if len(call.shape) == len(labels) else labels[:axis] + labels[axis + 1 :]
+
+
+def matmul(call: Call) -> Labels | None:
+    """``(..., m, k) @ (..., k, n)``."""
+    first, second = (one.named for one in call.operands[:2])
+    if min(len(first), len(second)) < 2:
+        return None
+    if not _meet(call.trace, [first[-1], second[-2]]):
+        return None
+    return call.trace.matmul(first, second)
+
+
+def _meet(trace: Trace, together: Sequence[Axis]) -> bool:
+    """Whether axes may be summed over together: of one order, or of orders shared everywhere."""
+    return len(set(together)) == 1 or all(trace.group_of(axis) is None for axis in together)
+
+
+def einsum(call: Call) -> Labels | None:
+    """An equation of any operands."""
+    ranks = [len(one.shape) for one in call.operands]
+    equation = spelt_out(call.operation.subscripts, ranks)
+    left, _, right = equation.partition("->")
+    met: dict[str, list[Axis]] = {}
+    for term, one in zip(left.split(","), call.operands, strict=True):
+        for index, axis in zip(term, one.named, strict=True):
+            met.setdefault(index, []).append(axis)
+    if not all(_meet(call.trace, met[index]) for index in met.keys() - set(right)):
+        return None
+    return call.trace.einsum(equation, [one.named for one in call.operands])
+
+
+def attention(call: Call) -> Labels | None:
+    """Query, key and value as ``(batch, time, heads, features)``."""
+    parts = [one.named for one in call.operands[:3]]
+    if any(len(labels) != 4 for labels in parts):
+        return None
+    heads_first = [(labels[0], labels[2], labels[1], labels[3]) for labels in parts]
+    found = call.trace.attention(*heads_first)
+    return (found[0], found[2], found[1], found[3])
+
+
+def concatenate(call: Call) -> Labels:
+    """Parts that follow each other along an axis."""
+    axis = call.operation.axis % len(call.shape)
+    beside = [
+        (tuple(() if place == axis else part for place, part in enumerate(one.named)), one.shape)
+        for one in call.flows
+    ]
+    labels = list(call.trace.broadcast(beside, len(call.shape)))
+    name = letter(call.flows[0].named[axis])
+    parts = [
+        (Atom(name, 1, one.shape[axis]),) if one.labels is None else one.labels[axis]
+        for one in call.operands
+    ]
+    labels[axis] = call.trace.concatenated(parts)
+    return tuple(labels)
+
+
+def stack(call: Call) -> Labels:
+    """Operands of one shape side by side along a new axis."""
+    axis = call.operation.axis % len(call.shape)
+    flows = [(one.labels or (), one.shape) for one in call.flows]
+    labels = call.trace.broadcast(flows, len(call.shape) - 1)
+    return (*labels[:axis], (Atom("T", 1, call.shape[axis]),), *labels[axis:])
+
+
+def unstack(call: Call) -> Labels:
+    """One step along an axis."""
+    axis = call.axis() or 0
+    call.trace.sliced(call.first[axis], 1)
+    return call.first[:axis] + call.first[axis + 1 :]
+
+
+def get_item(call: Call) -> Labels | None:
+    """``x[key]`` with numbers, slices, an ellipsis and None."""
+    key = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if not all(k is None or k is Ellipsis or isinstance(k, int | slice) for k in key):
+        return None
+    labels, sizes = list(call.first), list(call.operands[0].shape)
+    taken = sum(isinstance(k, int | slice) for k in key)
+    whole: list[Any] = [slice(None)] * (len(labels) - taken)
+    at = key.index(Ellipsis) if Ellipsis in key else len(key)
+    result: list[Axis] = []
+    for k in (*key[:at], *whole, *key[at + 1 :]):
+        if k is None:
+            result.append(())
+            continue
+        axis, size = labels.pop(0), sizes.pop(0)
+        if isinstance(k, int):
+            call.trace.sliced(axis, 1)
+        elif k in (slice(None), slice(0, size), slice(0, None), slice(None, size)):
+            result.append(axis)
+        else:
+            result.append(call.trace.sliced(axis, len(range(*k.indices(size)))))
+    return tuple(result)
+
+
+def take(call: Call) -> Labels | None:
+    """Rows of a table, or chosen places along an axis."""
+    axis = call.axis()
+    if axis is None or len(call.operands) < 2:
+        return None
+    call.trace.sliced(call.first[axis], 1)
+    places = call.operands[1]
+    between = places.named
+    if places.labels is None and len(places.shape) == 1:
+        between = (call.trace.sliced(call.first[axis], places.shape[0]),)
+    return (*call.first[:axis], *between, *call.first[axis + 1 :])
+
+
+def transpose(call: Call) -> Labels:
+    """Axes in another order, or all of them turned round."""
+    order = call.operation.axes
+    return tuple(call.first[axis] for axis in order) if order else call.first[::-1]
+
+
+def permute(call: Call) -> Labels:
+    """A layer that moves all axes but the batch."""
+    return (call.first[0], *(call.first[axis] for axis in call.operation.dims))
+
+
+def move_axis(call: Call) -> Labels:
+    """Some axes go to other places."""
+    rank = len(call.shape)
+    options = call.operation.source, call.operation.destination
+    source, target = ([axis % rank for axis in axes(option)] for option in options)
+    rest = iter(axis for axis in range(rank) if axis not in source)
+    came = dict(zip(target, source, strict=True))
+    return tuple(call.first[came[axis] if axis in came else next(rest)] for axis in range(rank))
+
+
+def swap_axes(call: Call) -> Labels:
+    """Two axes change places."""
+    labels = list(call.first)
+    one, other = call.operation.axis1, call.operation.axis2
+    labels[one], labels[other] = labels[other], labels[one]
+    return tuple(labels)
+
+
+def broadcast_to(call: Call) -> Labels:
+    """Axes of size 1, or new ones, are repeated."""
+    new = len(call.shape) - len(call.first)
+    old = ((),) * new + call.first
+    return tuple(
+        (Atom("N" if place == 0 and size == BATCH else "T", 1, size),)
+        if math.prod(atom.size for atom in axis) == 1 != size
+        else axis
+        for place, (axis, size) in enumerate(zip(old, call.shape, strict=True))
+    )
+
+
+def patches(call: Call) -> Labels | None:
+    """Pieces of an image, each with its pixels and channels in one axis."""
+    size = call.operation.size
+    names = (*spatial(len(size)), "C")
+    labels = call.trace.as_image(call.first, -1)
+    if channel_axis(call.operation) == 1 or tuple(map(letter, labels[1:])) != names:
+        return None
+    inner = [Atom(name, 1, width) for name, width in zip(spatial(len(size)), size, strict=True)] + [
+        Atom("C", 1, call.operands[0].shape[-1])
+    ]
+    space = named(spatial(len(size)), call.shape[1:-1])
+    return (call.first[0], *space, tuple(inner))
+
+
+def convolved(call: Call) -> Labels:
+    """A convolution with a kernel that is no layer's."""
+    labels = call.trace.as_image(call.first, channel_axis(call.operation))
+    return as_images(labels[0], call.shape, channel_axis(call.operation))
+
+
+def as_images(batch: Axis, shape: Sequence[int], channels: int) -> Labels:
+    """Return labels of new images of a full ``shape``."""
+    space = spatial(len(shape) - 2)
+    names = (*space, "C") if channels == -1 else ("C", *space)
+    return (batch, *named(names, shape[1:]))
+
+
+def axes(given: Any) -> list[int]:
+    """Return one axis, several, or None for none as a list."""
+    return [int(axis) for axis in keras.tree.flatten(given) if axis is not None]

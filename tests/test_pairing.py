@@ -1,0 +1,262 @@
+"""Ties settled by trial, mappings in files, output layers for other classes, proof switched off."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+keras = pytest.importorskip("keras")
+
+from torch import nn  # noqa: E402
+
+import ltcore as lt  # noqa: E402
+from ltcore.errors import (  # noqa: E402
+    AmbiguousMatchError,
+    InvalidValueError,
+    MatchError,
+    NotPortableError,
+    ProbeMismatchError,
+)
+
+L = keras.layers
+X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+
+
+def outputs(model, x=X):
+    if isinstance(model, keras.Model):
+        return np.asarray(model(x, training=False))
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(x)).numpy()
+
+
+def ticket_of(model, x=X, **options):
+    hold = lt.prune(model, sparsity=0.3, example=x[:1], **options)
+    ticket = lt.Ticket.from_model(model, example=x[:1])
+    hold.release()
+    return ticket
+
+
+def arrays(model):
+    if isinstance(model, keras.Model):
+        return [np.array(w) for w in model.get_weights()]
+    return [v.numpy().copy() for v in model.state_dict().values()]
+
+
+def refused(ticket, model, error, match, **options):
+    before = arrays(model)
+    with pytest.raises(error, match=match):
+        ticket.apply(model, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(before, arrays(model), strict=True))
+    assert lt.held(model) is None
+
+
+class Branches(nn.Module):
+    """Branches that only what follows them tells apart."""
+
+    def __init__(self, join, width=5, count=2):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(6, width) for _ in range(count))
+        self.seconds = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+        self.join, self.out = join, nn.Linear(width * (1 if join is sum else count), 2)
+
+    def forward(self, x):
+        ends = [b(torch.relu(a(x))) for a, b in zip(self.branches, self.seconds, strict=True)]
+        return self.out(sum(ends) if self.join is sum else torch.cat(ends, 1))
+
+
+def keras_branches(join, width=5, order=(0, 1)):
+    """The same, its layers made in any order."""
+    inputs = L.Input((6,))
+    made = {i: L.Dense(width)(L.Dense(width, "relu")(inputs)) for i in order}
+    ends = [made[i] for i in range(len(order))]
+    joined = L.Add()(ends) if join is sum else L.Concatenate()(ends)
+    return keras.Model(inputs, L.Dense(2)(joined))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 3, 1)])
+def test_branches_are_told_apart_by_trial(order):
+    torch.manual_seed(0)
+    source, twin = Branches("cat", count=len(order)), keras_branches("cat", order=order)
+    ticket = ticket_of(source)
+    assert [len(one.sites) for one in ticket.probe.ties] == [len(order)] * 2
+    hold = ticket.apply(twin)
+    assert np.abs(outputs(twin) - outputs(source)).max() < 1e-5
+    hold.release()
+    back = ticket_of(twin)
+    other = Branches("cat", count=len(order))
+    back.apply(other, example=X[:1])
+    assert np.abs(outputs(twin) - outputs(other)).max() < 1e-5
+
+
+def test_trials_survive_the_file(tmp_path):
+    ticket = ticket_of(Branches("cat"))
+    ticket.save(tmp_path / "t")
+    again = lt.load(tmp_path / "t")
+    assert again == ticket
+    assert [one.sites for one in again.probe.ties] == [one.sites for one in ticket.probe.ties]
+    twin = keras_branches("cat", order=(1, 0))
+    assert again.match(twin) == ticket.match(twin)
+
+
+def test_what_computes_the_same_either_way_is_left_to_the_user():
+    source, twin = Branches(sum), keras_branches(sum)
+    ticket = ticket_of(source)
+    refused(ticket, twin, AmbiguousMatchError,
+            r"'branches.0', 'branches.1'\] could each be any of.*all ways compute the same.*"
+            r"mapping=\{'branches.0': '")  # fmt: skip
+    first = twin.layers[1].name
+    ticket.apply(twin, mapping={"branches.0": first})
+    assert np.abs(outputs(twin) - outputs(source)).max() < 1e-5
+
+
+def test_no_way_to_pair_a_tie_is_said_so():
+    """The join differs: no assignment of branches can be right."""
+
+    class Subtracted(Branches):
+        def forward(self, x):
+            ends = [b(torch.relu(a(x))) for a, b in zip(self.branches, self.seconds, strict=True)]
+            return self.out(ends[0] * ends[1].tanh())
+
+    source = Subtracted(sum)
+    refused(ticket_of(source), keras_branches(sum), AmbiguousMatchError, "no way computes")
+
+
+def test_without_the_probe_nothing_is_tried_or_proved():
+    source, twin = Branches("cat"), keras_branches("cat", order=(1, 0))
+    ticket = ticket_of(source)
+    refused(ticket, twin, AmbiguousMatchError, "nothing is tried with probe=False", probe=False)
+    right = ticket.match(twin)
+    names = list(right)
+    swapped = {names[0]: right[names[1]], names[1]: right[names[0]]}
+    refused(ticket, twin, ProbeMismatchError, "made-up weights", mapping=swapped)
+    ticket.apply(twin, mapping=swapped, probe=False)
+    assert np.abs(outputs(twin) - outputs(source)).max() > 1e-3
+
+
+def test_a_mapping_can_be_kept_and_written_by_hand(tmp_path):
+    source, twin = Branches(sum), keras_branches(sum)
+    ticket = ticket_of(source)
+    first = twin.layers[1].name
+    path = tmp_path / "names.toml"
+    path.write_text(f'# by hand\n[sites]\n"branches.0" = "{first}"\n')
+    whole = ticket.match(twin, mapping=path)
+    assert set(whole) == {site.name for site in ticket.structure.sites}
+    lt.save_mapping(whole, path)
+    assert lt.load_mapping(path) == whole
+    ticket.apply(twin, mapping=str(path))
+    assert np.abs(outputs(twin) - outputs(source)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sites", "no TOML"),
+        ('[site]\na = "b"', r"has \['site'\]; expected one table \[sites\]"),
+        ("sites = 3", "expected one table"),
+        ('[sites]\nencoder.q = "b"', "'encoder' is {'q': 'b'}; expected the name of a site"),
+        ("[sites]\na = 1", "'a' is 1"),
+    ],
+)
+def test_a_mapping_file_that_is_none(tmp_path, text, said):
+    path = tmp_path / "names.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidValueError, match=said):
+        lt.load_mapping(path)
+
+
+def test_names_with_any_character_survive_a_mapping_file(tmp_path):
+    mapping = {'a"b\\c': "dense/ü", "encoder.0.q": "x y", "": "="}
+    lt.save_mapping(mapping, tmp_path / "m")
+    assert lt.load_mapping(tmp_path / "m") == mapping
+
+
+def torch_classes(count, softmax=False):
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, count)]
+    return nn.Sequential(*layers, *([nn.Softmax(1)] if softmax else []))
+
+
+def keras_classes(count, softmax=False, hidden="relu"):
+    return keras.Sequential([
+        L.Input((6,)), L.Dense(8), L.BatchNormalization(epsilon=1e-5, momentum=0.9),
+        L.Activation(hidden), L.Dense(count, activation="softmax" if softmax else None),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("target", [torch_classes, keras_classes])
+def test_a_head_for_other_classes_is_drawn_anew(target, classes, softmax):
+    torch.manual_seed(0)
+    source = torch_classes(3, softmax)
+    source(torch.randn(30, 6))  # statistics that are not zero and one
+    ticket = ticket_of(source)
+    model = target(classes, softmax)
+    before = arrays(model)
+    names = [np.shape(a) for a in before]
+    if classes != 3:
+        refused(ticket, model, MatchError, "another architecture", example=X[:1])
+    hold = ticket.apply(model, example=X[:1], head="reinit", seed=4)
+    head = list(hold.masks)[-1]
+    assert hold.masks[head].all(), "a new head is dense"
+    assert hold.masks[head].shape == (classes, 8)
+    driver, structure = hold.backend, hold.structure
+    now = driver.read(model, structure)
+    weights = ticket.weights()
+    twins = dict(zip(ticket.structure.shapes, structure.shapes, strict=False))
+    if target is torch_classes:
+        for name, array in weights.items():
+            same = np.array_equal(now[twins[name]], array)
+            assert same == (not name.startswith("3.")), name
+    hold.release()
+    again = target(classes, softmax)
+    hold = ticket.apply(again, example=X[:1], head="reinit", seed=4)
+    for a, b in zip(arrays(model), arrays(again), strict=True):
+        assert np.array_equal(a, b), "the seed decides"
+    assert names == [np.shape(a) for a in arrays(model)]
+
+
+@pytest.mark.parametrize("target", [torch_classes, keras_classes])
+def test_a_head_of_ones_own_stays(target):
+    ticket = ticket_of(torch_classes(3))
+    model = target(5)
+    kernel = [a for a in arrays(model) if a.shape in ((5, 8), (8, 5))][0]
+    ticket.apply(model, example=X[:1], head="keep")
+    assert any(np.array_equal(a, kernel) for a in arrays(model))
+    fresh = target(5)
+    kernel = [a for a in arrays(fresh) if a.shape in ((5, 8), (8, 5))][0]
+    ticket.apply(fresh, example=X[:1], head="keep", weights="reinit", seed=1)
+    assert any(np.array_equal(a, kernel) for a in arrays(fresh))
+
+
+def test_what_is_below_a_new_head_is_still_proved():
+    ticket = ticket_of(torch_classes(3))
+    refused(ticket, keras_classes(5, hidden="tanh"), ProbeMismatchError, "do not compute",
+            head="reinit")  # fmt: skip
+    refused(ticket, keras_classes(5), InvalidValueError, "head is 'drop'", head="drop")
+
+
+def test_a_head_without_a_graph_in_one_framework():
+    source = torch_classes(3)
+    lt.prune(source, sparsity=0.3)
+    ticket = lt.Ticket.from_model(source)
+    model = torch_classes(4)
+    ticket.apply(model, head="reinit")
+    assert torch.equal(model[0].weight, source[0].weight)
+    with pytest.raises(NotPortableError, match="own framework"):
+        ticket.apply(keras_classes(4), head="reinit")
+
+
+def test_unequal_masks_on_biases_that_become_one_are_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.lstm(x)[0])
+
+    x = X[:, None]
+    source = Net()
+    inputs = L.Input((1, 6))
+    twin = keras.Model(inputs, L.Dense(2)(L.LSTM(5, return_sequences=True)(inputs)))
+    ticket = ticket_of(source, x, prunable=["lstm.b_ih", "*.w_hh"])
+    refused(ticket, twin, MatchError, "the biases of 'lstm' have different masks")
