@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from ltcore.allocation import Allocation, Group, Rate, Sparsity
     from ltcore.api import Search, find_ticket, held, hold, iter_rounds, load, prune
     from ltcore.backend import Backend
+    from ltcore.convert import (
+        from_checkpoint,
+        from_open_lth,
+        from_pruned,
+        from_tfmot,
+        to_checkpoint,
+    )
     from ltcore.criteria import Criterion, Param
     from ltcore.errors import LtcoreError
     from ltcore.holds import Hold, Report
@@ -61,6 +68,10 @@ _HOMES = {
     "ToStep": "rewinding",
     "criterion": "plugins",
     "find_ticket": "api",
+    "from_checkpoint": "convert",
+    "from_open_lth": "convert",
+    "from_pruned": "convert",
+    "from_tfmot": "convert",
     "held": "api",
     "hold": "api",
     "hookimpl": "hookspecs",
@@ -69,6 +80,7 @@ _HOMES = {
     "load_mapping": "mappingfile",
     "prune": "api",
     "save_mapping": "mappingfile",
+    "to_checkpoint": "convert",
 }
 
 __all__ = [
@@ -105,6 +117,10 @@ __all__ = [
     "__version__",
     "criterion",
     "find_ticket",
+    "from_checkpoint",
+    "from_open_lth",
+    "from_pruned",
+    "from_tfmot",
     "held",
     "hold",
     "hookimpl",
@@ -113,6 +129,7 @@ __all__ = [
     "load_mapping",
     "prune",
     "save_mapping",
+    "to_checkpoint",
 ]
 
 

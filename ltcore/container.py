@@ -140,6 +140,20 @@ def open_container(path: str | os.PathLike[str]) -> Container:
     return Container(path, size, ticket_id, manifest, parsed)
 
 
+def is_ticket(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file says that it is a ticket; whether it is a good one is another thing.
+
+    Only the header is looked at. What cannot be read is no ticket.
+    """
+    try:
+        header, _, _ = _read_header(Path(path))
+        metadata = parse_object(header, "header").get("__metadata__")
+    except TicketFileError:
+        return False
+    value = metadata.get("ltcore") if isinstance(metadata, dict) else None
+    return isinstance(value, str) and _VERSION.match(value) is not None
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:

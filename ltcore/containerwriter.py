@@ -1,15 +1,13 @@
-"""Writing a container: exact bytes, on the disk whole or not at all.
+"""Writing a container: exact bytes, whole or not at all.
 
-The bytes are those of the safetensors library, which this file does without: the library's low
-level differs between its versions, copies everything in some of them, takes raw addresses in
-others, and cannot be handed bfloat16 by numpy in any.
+They are those of the safetensors library, which this file does without: the library's low level
+differs between its versions, copies everything in some of them, takes raw addresses in others, and
+cannot be handed bfloat16 by numpy in any.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from ltcore.container import (
     sha256,
 )
 from ltcore.errors import TicketFileError
+from ltcore.files import replacing, without_temporary
 from ltcore.strictjson import parse_object
 
 _CODES = {dtype: code for code, dtype in DTYPES.items() if code != BF16}
@@ -70,23 +69,12 @@ def write(
     """
     stored = _stored(tensors, narrow)
     ticket_id, text = _seal(stored, manifest)
-    target = Path(os.path.realpath(path))  # a link keeps pointing at the file
-    if target.exists() and not target.is_file():
-        raise TicketFileError(f"cannot write {path}: it exists and is not a regular file")
-    temporary = target.with_name(f".ltcore-{secrets.token_hex(8)}.tmp")
     try:
-        _save(temporary, stored, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
-        _check_readable(temporary, ticket_id)
-        os.replace(temporary, target)
+        with replacing(path) as temporary:
+            _save(temporary, stored, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
+            _check_readable(temporary, ticket_id)
     except (OSError, TicketFileError) as error:
-        reason = str(error).replace(str(temporary), target.name)
-        raise TicketFileError(f"cannot write {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    # The file is in place and complete; not every file system can sync a folder.
-    with contextlib.suppress(OSError):
-        _sync_folder(target.parent)
+        raise TicketFileError(f"cannot write {path}: {without_temporary(error)}") from error
     return ticket_id
 
 
@@ -143,12 +131,10 @@ def _seal(stored: Mapping[str, _Stored], manifest: Mapping[str, Any]) -> tuple[s
 
 def _save(path: Path, stored: Mapping[str, _Stored], value: str) -> None:
     header = _header(stored, value)
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for one in stored.values():
             file.write(one.array.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(stored: Mapping[str, _Stored], value: str) -> bytes:
@@ -169,11 +155,3 @@ def _check_readable(path: Path, ticket_id: str) -> None:
     found = open_container(path).id
     if found != ticket_id:
         raise TicketFileError(f"the file reads back with id {found}, not {ticket_id}")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,10 @@ class NothingPrunableError(InvalidValueError):
     """A model has no parameter that masks may touch."""
 
 
+class NothingPrunedError(InvalidValueError):
+    """What is to become a ticket has nothing pruned."""
+
+
 class MaskError(LtcoreError, ValueError):
     """Masks do not fit each other or the parameters they are for."""
 
@@ -74,3 +78,7 @@ class NotPortableError(MatchError):
 
 class TicketFileError(LtcoreError, ValueError):
     """A ticket file cannot be trusted, read or written."""
+
+
+class CheckpointError(LtcoreError, ValueError):
+    """A checkpoint of a framework or another tool cannot be trusted, read or written."""

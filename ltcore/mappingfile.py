@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 
 from ltcore.errors import InvalidValueError
-from ltcore.files import landing
+from ltcore.files import replacing
 
 
 def save_mapping(mapping: Mapping[str, str], path: str | PathLike[str]) -> None:
@@ -25,7 +25,7 @@ def save_mapping(mapping: Mapping[str, str], path: str | PathLike[str]) -> None:
     # Names of sites hold no control characters, so a JSON string is a TOML string.
     lines = [f"{json.dumps(ours)} = {json.dumps(theirs)}" for ours, theirs in mapping.items()]
     header = "# Sites of a ticket, and the sites of a model that they are.\n[sites]\n"
-    with landing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(header + "".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

@@ -18,6 +18,8 @@ from carrying import (  # noqa: E402
 )
 from ltcore import exchange  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 NOT_YET = {
     "bert": "attention has no portable layout, and buffers of indices count as a layer's weights",
     "bert-by-hand": "the order of features after heads are merged is not proven",

@@ -126,7 +126,7 @@ def nothing_left_behind():
         hold.release()
     yield
     gc.collect()
-    assert not _updates._patches
+    assert not _updates._ears
     assert "apply" not in vars(ko.Optimizer)
 
 

@@ -189,7 +189,8 @@ def test_nested_modules_and_data_flow():
     sites = {site.name: site for site in structure.sites}
     assert list(sites) == ["branches", "block.a", "block.b", "head"]
     assert sites["branches"].kind == "raw"
-    assert sites["head"].preds == ("block.a", "block.b")
+    assert sites["branches"].preds == ("block.a", "block.b")
+    assert sites["head"].preds == ("branches",)
     assert sites["head"].in_group == (("C", 2), ("S0", 4), ("S1", 4))
     assert [site.is_output for site in structure.sites] == [False, False, False, True]
     assert "no portable layout" in structure.why_not_portable()

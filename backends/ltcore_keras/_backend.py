@@ -1,14 +1,18 @@
 """The Keras backend: each method is a few calls of Keras plus names and axes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from ltcore.arrays import Array, Params, own
-from ltcore.errors import ModelNotBuiltError
+from ltcore.backend import Imported
+from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
+from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
 from ltcore_keras._inputs import (
     canonical_output,
@@ -21,6 +25,7 @@ from ltcore_keras._layouts import to_numpy
 from ltcore_keras._names import sites_of
 from ltcore_keras._optimizers import fresh_optimizers
 from ltcore_keras._slots import Slot, to_canonical, whole_variables
+from ltcore_keras._tfmot import load_tfmot
 from ltcore_keras._trace import described
 from ltcore_keras._training import mean_gradients, redrawn
 from ltcore_keras._watch import KerasWatch
@@ -30,7 +35,9 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = frozenset({"gradients"})
+    capabilities = ENGINE.capabilities | {"checkpoints"}
+    writes = WRITES
+    tools = frozenset({"tfmot"})
 
     @property
     def version(self) -> str:
@@ -56,16 +63,18 @@ class KerasBackend:
         self, model: Any, structure: Structure, names: Iterable[str] | None = None
     ) -> dict[str, Array]:
         """Return owned copies in canonical layout."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         wanted = list(slots if names is None else names)
         return {name: to_canonical(slots[name].variable, slots[name]) for name in wanted}
 
     def write(self, model: Any, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         native = whole_variables(params, slots, lambda variable: own(to_numpy(variable)))
         for variable, array in native:  # after all shapes were checked
-            variable.assign(array)
+            ENGINE.assign(variable, array)
 
     def hold(self, model: Any, structure: Structure, masks: Masks) -> KerasHold:
         """Keep pruned weights at zero."""
@@ -120,6 +129,27 @@ class KerasBackend:
         once = {str(id(variable)): variable for variable in trained.values()}
         found = mean_gradients(model, once, batches, loss)
         return _canonical({n: found[str(id(v))] for n, v in trained.items()}, slots)
+
+    def load_checkpoint(
+        self, model: Any, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file, or arrays by name, have for ``model``."""
+        return load_checkpoint(model, source, lambda: self.read(model, structure))
+
+    def load_foreign(
+        self, model: Any, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a model of TensorFlow Model Optimization has for ``model``."""
+        mapping = options.get("mapping", {})
+        return load_tfmot(model, source, mapping, lambda: self.read(model, structure))
+
+    def unpruned(self, model: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Keras holds no masks itself."""
+        raise CapabilityError("Keras has no pruning of its own")
+
+    def save_checkpoint(self, model: Any, path: Path) -> None:
+        """Write the weights, or the whole model."""
+        save_checkpoint(model, path)
 
 
 def _canonical(tensors: Mapping[str, Any], slots: Mapping[str, Slot]) -> dict[str, Array]:

@@ -84,7 +84,9 @@ def recurrent(books: Books, layer: Any, given: Given, out: Any) -> bool:
 
 def bidirectional(books: Books, layer: Any, given: Given, out: Any) -> bool:
     """Two layers read the same sequence."""
-    both = [_through_cells(books, one, given) for one in (layer.forward_layer, layer.backward_layer)]
+    both = [
+        _through_cells(books, one, given) for one in (layer.forward_layer, layer.backward_layer)
+    ]
     ends = [found[-1] for found in both if found is not None]
     if len(ends) < 2:
         return False

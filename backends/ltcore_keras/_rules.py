@@ -333,9 +333,9 @@ def patches(call: Call) -> Labels | None:
     labels = call.trace.as_image(call.first, -1)
     if channel_axis(call.operation) == 1 or tuple(map(letter, labels[1:])) != names:
         return None
-    inner = [
-        Atom(name, 1, width) for name, width in zip(spatial(len(size)), size, strict=True)
-    ] + [Atom("C", 1, call.operands[0].shape[-1])]
+    inner = [Atom(name, 1, width) for name, width in zip(spatial(len(size)), size, strict=True)] + [
+        Atom("C", 1, call.operands[0].shape[-1])
+    ]
     space = named(spatial(len(size)), call.shape[1:-1])
     return (call.first[0], *space, tuple(inner))
 

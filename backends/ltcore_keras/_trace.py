@@ -49,13 +49,10 @@ def _traced(model: Any, sites: tuple[Site, ...], slots: dict[str, Slot], example
     outputs = run(model, packed(model, symbols), books)
     last = channels_last(model)
     ends = [
-        output_face(tuple(out.shape), books.labels(out), trace, sites, last=last)
-        for out in outputs
+        output_face(tuple(out.shape), books.labels(out), trace, sites, last=last) for out in outputs
     ]
     placed = trace.placed(_padded(sites, books.paddings), outputs)
-    faces = [
-        input_face(entry, index, trace, sites, last=last) for index, entry in enumerate(found)
-    ]
+    faces = [input_face(entry, index, trace, sites, last=last) for index, entry in enumerate(found)]
     return Structure(placed, tuple(faces), tuple(ends))
 
 

@@ -1,18 +1,24 @@
 """The PyTorch backend: each method is a few calls of torch plus names."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ltcore.arrays import Array, Params
+from ltcore.backend import Imported
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, tensors_in, to_numpy, write_into
-from ltcore_torch._names import Slot, sites_of, unwrap
+from ltcore_torch._layouts import as_inputs, read_array, tensors_in, to_numpy, write_into
+from ltcore_torch._names import inventory, unwrap
+from ltcore_torch._open_lth import load_open_lth
+from ltcore_torch._slots import Slot
+from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import traced
 from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
@@ -22,7 +28,9 @@ class TorchBackend:
     """Drives `torch.nn.Module`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "torch"
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "checkpoints"})
+    writes = WRITES
+    tools = frozenset({"pruned", "open_lth"})
 
     @property
     def version(self) -> str:
@@ -37,15 +45,15 @@ class TorchBackend:
         """Return the module's sites; with ``example``, also how data flows."""
         root = unwrap(model)
         if example is None:
-            return Structure(sites_of(root)[0], untraced="no example input was given")
+            return Structure(inventory(root).sites, untraced="no example input was given")
         inputs = as_inputs(example, _device(root))
         try:
-            sites, _ = sites_of(root)
+            found = inventory(root)
         except ModelNotBuiltError:
             with inference(root):
                 root(*inputs)  # lazy layers take their shapes from the example
-            sites, _ = sites_of(root)
-        return traced(root, sites, inputs)
+            found = inventory(root)
+        return traced(root, found, inputs)
 
     def read(
         self, model: nn.Module, structure: Structure, names: Iterable[str] | None = None
@@ -53,7 +61,7 @@ class TorchBackend:
         """Return owned copies in canonical layout."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        return {name: to_numpy(slots[name].tensor) for name in wanted}
+        return {name: read_array(slots[name].tensor, name) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
@@ -111,9 +119,35 @@ class TorchBackend:
             found = mean_gradients(model, trained, batches, loss)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
 
+    def load_checkpoint(
+        self, model: nn.Module, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file or a state dict has for ``model``."""
+        story = {"format": "checkpoint"}
+        if isinstance(source, Path):
+            story["file"] = source.name
+            source = loaded(source)
+        state = tensors_of(source, story.get("file", "what was given"))
+        return imported(model, state, lambda copy: self.read(copy, structure), story)
+
+    def load_foreign(
+        self, model: nn.Module, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a folder of open_lth has for ``model``."""
+        weights: str | None = options.get("weights")
+        return load_open_lth(model, source, weights, lambda copy: self.read(copy, structure))
+
+    def unpruned(self, model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Return a copy without ``torch.nn.utils.prune``, and the state dict with it."""
+        return unpruned(model)
+
+    def save_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Write the state dict."""
+        save_checkpoint(model, path)
+
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
-    return sites_of(unwrap(model))[1]
+    return inventory(unwrap(model)).slots
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import nn
 
 from ltcore.errors import CapabilityError
 from ltcore_torch._layouts import as_inputs
-from ltcore_torch._names import Slot, walk
+from ltcore_torch._names import walk
+from ltcore_torch._slots import Slot
 
 
 @contextmanager
@@ -28,9 +29,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without gradients."""
-    with eval_mode(model), torch.no_grad():
-        yield
+    """Eval mode, without gradients, and attention as training computes it.
+
+    torch's fused layers answer zeros where a padding mask hides a position; no other path does.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with eval_mode(model), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def redrawn(model: nn.Module, seed: int) -> nn.Module:
@@ -44,17 +53,23 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=list(devices)):
         # A stream of its own: the user's manual_seed(seed) must not give the same weights.
         torch.manual_seed(int(np.random.SeedSequence([seed, 0x7E1]).generate_state(1)[0]))
-        for name, module in walk(fresh):
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif any(param is not None for param in module._parameters.values()):
-                raise CapabilityError(
-                    f"layer {name or 'model'!r} ({type(module).__name__}) has parameters but no "
-                    "reset_parameters(), so it cannot be drawn anew; add that method, or give "
-                    "rewind_to= a policy of your own"
-                )
+        # Children before parents, which may have the last word on their weights.
+        for name, module in reversed(list(walk(fresh))):
+            _reset(name, module)
     return fresh
+
+
+def _reset(name: str, module: nn.Module) -> None:
+    known = isinstance(module, nn.MultiheadAttention | nn.Transformer)
+    reset = getattr(module, "_reset_parameters" if known else "reset_parameters", None)
+    if callable(reset):
+        reset()
+    elif any(param is not None for param in module._parameters.values()):
+        raise CapabilityError(
+            f"layer {name or 'model'!r} ({type(module).__name__}) has parameters but no "
+            "reset_parameters(), so it cannot be drawn anew; add that method, or give "
+            "rewind_to= a policy of your own"
+        )
 
 
 def mean_gradients(
@@ -68,22 +83,38 @@ def mean_gradients(
     In eval mode, so that neither dropout nor batch statistics make a matter of chance of it, and
     without touching ``.grad``.
     """
-    params = {name: slot.tensor for name, slot in slots.items()}
-    frozen = [param for param in params.values() if not param.requires_grad]
-    sums = {name: torch.zeros_like(param) for name, param in params.items()}
-    device = next(iter(params.values())).device
+    wholes = {slot.place: slot.whole for slot in slots.values()}
+    sums = {place: torch.zeros_like(param) for place, param in wholes.items()}
+    places = [place for place, p in wholes.items() if p.is_floating_point() or p.is_complex()]
+    params = [wholes[place] for place in places]
+    frozen = [param for param in params if not param.requires_grad]
+    device = params[0].device
     count = 0
     try:
         for param in frozen:
             param.requires_grad_(True)
         for inputs, targets in batches:
-            value = loss(model(*as_inputs(inputs, device)), *as_inputs(targets, device))
-            found = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-            for total, gradient in zip(sums.values(), found, strict=True):
+            with _differentiable(model, device):
+                value = loss(model(*as_inputs(inputs, device)), *as_inputs(targets, device))
+                found = torch.autograd.grad(value, params, allow_unused=True)
+            for place, gradient in zip(places, found, strict=True):
                 if gradient is not None:
-                    total += gradient
+                    sums[place] += gradient
             count += 1
     finally:
         for param in frozen:
             param.requires_grad_(False)
-    return {name: total / max(count, 1) for name, total in sums.items()}
+    means = {name: sums[slot.place] / max(count, 1) for name, slot in slots.items()}
+    return {
+        name: mean if (rows := slots[name].rows) is None else mean[rows]
+        for name, mean in means.items()
+    }
+
+
+def _differentiable(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Allow gradients in eval mode: cuDNN's recurrent layers have them in training only."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    if device.type == "cuda" and recurrent:
+        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+        return flags
+    return nullcontext()
