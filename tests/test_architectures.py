@@ -1,7 +1,5 @@
 """Architectures as people write them: a ticket of one framework's build works in the other's."""
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -21,20 +19,19 @@ from carrying import (  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-NOT_YET = {"image-and-table": "flattened features beside others have no known order"}
-
-
-def marked(name):
-    if name not in NOT_YET:
-        return name
-    refused = (lt.LtcoreError, NotCarriedError)
-    return pytest.param(
-        name, marks=pytest.mark.xfail(strict=True, raises=refused, reason=NOT_YET[name])
-    )
-
 
 class NotCarriedError(Exception):
     """The ticket has no probe, so it stays in its framework."""
+
+
+MARKS = {
+    # Outputs agree; in training PyTorch's two biases move as one of twice the speed.
+    "lstm": pytest.mark.filterwarnings("ignore:paired layers.*biases is:UserWarning"),
+    "image-and-table": pytest.mark.xfail(
+        strict=True, raises=NotCarriedError,
+        reason="the order of flattened features beside others is not followed",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=list(CASES))
@@ -49,7 +46,7 @@ def the_case(name):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", [marked(name) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
 def test_a_ticket_works_in_the_other_framework(name, direction, tmp_path, record_exchange):
     case = the_case(name)
     ours, theirs = sides(direction)
@@ -64,9 +61,7 @@ def test_a_ticket_works_in_the_other_framework(name, direction, tmp_path, record
         raise NotCarriedError(ticket.structure.why_not_portable())
     ticket.save(tmp_path / "t")
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "paired layers.*biases is")  # one bias moves as two do
-        applied = lt.load(tmp_path / "t").apply(target, example=theirs.packed(example))
+    applied = lt.load(tmp_path / "t").apply(target, example=theirs.packed(example))
 
     batch = case.batch(8, seed=3)
     difference = compare_outputs(ours.outputs(source, batch), theirs.outputs(target, batch))
