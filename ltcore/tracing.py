@@ -400,7 +400,9 @@ class Trace:
         if not _mixes(axis):
             return None
         group = tuple((atom.name, atom.size) for atom in axis)
-        return group if _letters(axis) == {"C", "S"} else UNKNOWN_GROUP
+        # Pieces of one axis that others part have no order that both frameworks would agree on.
+        whole = len({name for name, _ in group}) == len(group)
+        return group if whole and _letters(axis) == {"C", "S"} else UNKNOWN_GROUP
 
     def _in_group(self, site: Site) -> AxisGroup | None:
         group = self.group_of(self.visits.get(site.name, Visit()).axis)

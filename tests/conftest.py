@@ -15,6 +15,17 @@ settings.register_profile("ltcore", deadline=None)  # shared machines stall; tim
 settings.load_profile("ltcore")
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Compute in one thread: on a busy machine, threads mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def record_exchange() -> Iterator[Callable[[str, str, float], None]]:
     """Yield ``record(case, direction, difference)`` for tests that carry a ticket over.
@@ -43,3 +54,10 @@ def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
         {**dict(zip(names, key, strict=True)), "difference": value} for key, value in merged.items()
     ]
     path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def pytest_runtest_setup(item):
+    """Skip what the engine below Keras does not have."""
+    for mark in item.iter_markers("engines"):
+        if os.environ["KERAS_BACKEND"] not in mark.args:
+            pytest.skip(f"only Keras on {', '.join(mark.args)}: {mark.kwargs['reason']}")

@@ -1,6 +1,7 @@
 """The Keras backend keeps every promise of the conformance suite, and some of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -19,13 +20,14 @@ from ltcore.parameters import in_canonical_order  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
 from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
 from ltcore.testing.suite_values import ValueChecks  # noqa: E402
-
-tf = pytest.importorskip("tensorflow")
+from own_loops import Loop, mean_square  # noqa: E402
 
 # Keras 3.15 with numpy 2.4: saving a model makes numpy warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = detect(keras.Sequential())
+ENGINE = keras.backend.backend()
+JIT = ENGINE == "jax"  # the others compile slowly and gain nothing here
 
 
 def norm(**options):
@@ -100,18 +102,16 @@ class Hooks:
     def trainer(self, model, case, optimizer="sgd"):
         made, x, y = self.optimizer(optimizer), self.example(case), self.targets(case)
 
+        step = Loop(model, made, compiled=ENGINE == "jax", loss=self.loss())
+
         def train(updates):
             for _ in range(updates):
-                with tf.GradientTape() as tape:
-                    value = self.loss()(model(x, training=True), y)
-                made.apply(
-                    tape.gradient(value, model.trainable_variables), model.trainable_variables
-                )
+                step(x, y)
 
         return train
 
     def loss(self):
-        return lambda outputs, targets: ops.mean(ops.square(outputs - targets))
+        return mean_square
 
 
 class TestValues(Hooks, ValueChecks):
@@ -122,14 +122,16 @@ class TestTraining(Hooks, TrainingChecks):
     # Half of the cases, one of each way in which a layer can be special: eager Keras takes its
     # time. tests/test_keras_hold.py has compiled training.
     cases = ("linear", "depthwise", "batchnorm", "embedding", "flatten_norm", "shared")
+    # Buffers cannot be seen in a compiled step by hand, and JAX is slow without compiling.
+    unsupported = frozenset({"batchnorm", "flatten_norm"}) if ENGINE == "jax" else frozenset()
 
 
 class TestInFit(Hooks, TrainingChecks):
     optimizers = ("sgd",)
-    cases = ("batchnorm",)
+    cases = ("batchnorm", "flatten_norm") if ENGINE == "jax" else ("batchnorm",)
 
     def trainer(self, model, case, optimizer="sgd"):
-        model.compile(self.optimizer(optimizer), lambda y, z: self.loss()(z, y), jit_compile=False)
+        model.compile(self.optimizer(optimizer), lambda y, z: self.loss()(z, y), jit_compile=JIT)
         x, y = self.example(case), self.targets(case)
 
         def train(updates):
@@ -199,15 +201,14 @@ def test_names_do_not_depend_on_what_was_built_before():
 
     first, second = describe(build()), describe(build())
     assert first == second
-    assert [name for name in first.shapes if name.endswith("kernel") or "dense" in name] == [
-        "bidirectional.forward_lstm.lstm_cell.kernel",
-        "bidirectional.forward_lstm.lstm_cell.recurrent_kernel",
-        "bidirectional.backward_lstm.lstm_cell.kernel",
-        "bidirectional.backward_lstm.lstm_cell.recurrent_kernel",
-        "dense.weight", "dense.bias", "dense_1.weight", "dense_1.bias",
+    assert [name for name in first.shapes if "_ih" not in name or name.endswith("w_ih")] == [
+        "bidirectional.forward_lstm.lstm_cell.w_ih",
+        "bidirectional.forward_lstm.lstm_cell.w_hh",
+        "bidirectional.backward_lstm.lstm_cell.w_ih",
+        "bidirectional.backward_lstm.lstm_cell.w_hh",
+        "dense.weight", "dense.bias", "my_own.weight", "my_own.bias", "dense_1.weight", "dense_1.bias",
         "sequential.dense.weight", "sequential.dense.bias",
     ]  # fmt: skip
-    assert "my_own.weight" in first.shapes
 
 
 def test_names_in_a_subclassed_model():
@@ -295,20 +296,18 @@ def test_write_of_a_wrong_shape_changes_nothing():
 
 
 def test_layers_that_are_not_known_are_raw():
-    inputs = keras.Input((8, 6))
-    x = kl.MultiHeadAttention(2, 3, dropout=0.1)(inputs, inputs)
-    x = kl.LSTM(3, return_sequences=True, dropout=0.1)(x)
-    x = kl.SeparableConv1D(4, 2)(x)
+    inputs = keras.Input((8, 5, 3))
+    x = kl.ConvLSTM1D(4, 2)(inputs)
+    x = kl.AdditiveAttention()([x, x])
     model = keras.Model(inputs, kl.Dense(2)(kl.GlobalAveragePooling1D()(x)))
     structure = describe(model)
     kinds = {site.name: site.kind for site in structure.sites}
     assert {kind for name, kind in kinds.items() if name != "dense"} == {"raw"}
     assert [info.name for info in structure.infos if info.prunable] == ["dense.weight"]
-    assert "separable_conv1d.depthwise_kernel" in structure.shapes
     assert "no portable layout" in structure.why_not_portable()
     hold = lt.prune(model, sparsity=0.5)
     assert hold.masks.kept == 4
-    with pytest.raises(CapabilityError, match="lstm_cell.bias.*does not say how"):
+    with pytest.raises(CapabilityError, match="additive_attention.scale.*does not say how"):
         BACKEND.redraw(model, structure, 0)
 
 
@@ -357,7 +356,7 @@ def test_attributes_are_torch_ones():
          kl.BatchNormalization()]
     )  # fmt: skip
     assert sites(model)["conv2d"].attrs == {
-        "stride": [2, 2], "dilation": [1, 1], "groups": 1, "padding": "same"
+        "stride": [2, 2], "dilation": [1, 1], "groups": 1, "padding": [[1, 1], [1, 1]]
     }  # fmt: skip
     assert sites(model)["batch_normalization"].attrs == {"eps": 0.001, "momentum": 0.01}
     json.dumps(sites(model)["conv2d"].attrs)
@@ -401,7 +400,9 @@ def test_graph_of_shared_and_nested_layers():
         (lambda: [kl.Reshape((20, 3)), kl.Permute((2, 1)), kl.Flatten()],
          (("C", 3), ("S0", 4), ("S1", 5))),
         (lambda: [kl.Reshape((10, 6)), kl.Flatten()], UNKNOWN_GROUP),
-        (lambda: [kl.Lambda(lambda x: x[:, ::-1]), kl.Flatten()], UNKNOWN_GROUP),
+        (lambda: [kl.Lambda(lambda x: ops.sort(x, 1)), kl.Flatten()], UNKNOWN_GROUP),
+        (lambda: [kl.Lambda(lambda x: x[:, ::-1]), kl.Flatten()],
+         (("S0", 4), ("S1", 5), ("C", 3))),
         (lambda: [kl.Flatten(), kl.Dropout(0.1), kl.ReLU()], (("S0", 4), ("S1", 5), ("C", 3))),
     ],
 )  # fmt: skip
@@ -431,10 +432,10 @@ def test_concatenated_features():
 def test_a_layer_of_the_users_own_is_not_known_by_its_name():
     class Flatten(kl.Layer):
         def call(self, x):
-            return ops.reshape(ops.flip(x, axis=1), (-1, 60))
+            return ops.reshape(ops.transpose(x, (0, 2, 3, 1)), (-1, 60))
 
     model = keras.Sequential([keras.Input((4, 5, 3)), Flatten(), kl.Dense(2)])
-    assert sites(model)["dense"].in_group == UNKNOWN_GROUP
+    assert sites(model)["dense"].in_group == (("S1", 5), ("C", 3), ("S0", 4))
 
 
 def test_channels_first_flatten_moves_channels():
@@ -474,7 +475,22 @@ def test_several_inputs_and_outputs():
     assert first.shape == (2, 2)
     assert second.shape == (2, 6, 3, 4)
     expected = model({"a": inputs[0], "b": inputs[1].transpose(0, 2, 3, 1)})[1]
-    assert np.allclose(second, np.moveaxis(expected.numpy(), -1, 1))
+    assert np.allclose(second, np.moveaxis(ops.convert_to_numpy(expected), -1, 1))
+
+
+def own_relu(x):
+    """Not one of Keras's operations."""
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        return tf.nn.relu(x)
+    if ENGINE == "torch":
+        import torch
+
+        return torch.relu(x)
+    import jax
+
+    return jax.nn.relu(x)
 
 
 def test_a_model_that_cannot_be_followed_says_why():
@@ -484,12 +500,13 @@ def test_a_model_that_cannot_be_followed_says_why():
             self.dense = kl.Dense(2)
 
         def call(self, x):
-            return tf.nn.relu(self.dense(x))
+            return own_relu(self.dense(x))
 
     model = Raw()
     model(np.zeros((1, 3), "float32"))
     structure = describe(model)
-    assert "ValueError: A KerasTensor cannot be used as input" in structure.untraced
+    assert "a symbolic call of the model failed" in structure.untraced
+    assert ("JAX" if ENGINE == "jax" else "KerasTensor").lower() in structure.untraced.lower()
     assert structure.inputs is None
     assert structure.sites[0].preds is None
     assert lt.prune(model, sparsity=0.5).masks.kept == 3
@@ -520,10 +537,10 @@ def test_redraw_touches_no_global_state():
     model = net()
     structure = describe(model)
     keras.utils.set_random_seed(3)
-    expected = keras.random.normal((3,)).numpy()
+    expected = ops.convert_to_numpy(keras.random.normal((3,)))
     keras.utils.set_random_seed(3)
     drawn = BACKEND.redraw(model, structure, 1)
-    assert np.array_equal(keras.random.normal((3,)).numpy(), expected)
+    assert np.array_equal(ops.convert_to_numpy(keras.random.normal((3,))), expected)
     assert not np.array_equal(drawn["block.conv2d_1.weight"][:, :2], drawn["block.conv2d.weight"])
     assert (drawn["two.batch_normalization.running_var"] == 1).all()
 
@@ -553,8 +570,25 @@ def test_the_package_imports_no_framework():
     assert run.stdout.strip() == "keras set()"
 
 
-def test_other_engines_are_refused_by_name(monkeypatch):
-    model = keras.Sequential([keras.Input((3,)), kl.Dense(2)])
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(CapabilityError, match="'jax'; set KERAS_BACKEND=tensorflow"):
-        BACKEND.watch(model, describe(model), [])
+def test_an_engine_that_cannot_train_is_refused_by_name():
+    code = """
+import keras, ltcore as lt, numpy as np
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+from ltcore.plugins import detect
+backend = detect(model)
+structure = backend.describe(model)
+x = np.ones((1, 3), "float32")
+found = backend.forward(model, structure, [x])[0]
+assert np.allclose(found, model.layers[0].kernel.value.sum(0), atol=1e-6)
+assert backend.capabilities == {"checkpoints"}
+for act in (lambda: lt.prune(model, 0.5), lambda: backend.watch(model, structure, []),
+            lambda: backend.gradients(model, structure, [(x, x)], lambda a, b: a)):
+    try:
+        act()
+    except lt.errors.CapabilityError as error:
+        print(error)
+"""
+    env = {**os.environ, "KERAS_BACKEND": "numpy"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("'numpy' cannot train; set KERAS_BACKEND to tensorflow, torch or") == 3

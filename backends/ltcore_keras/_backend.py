@@ -12,6 +12,7 @@ from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
+from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
 from ltcore_keras._inputs import (
     canonical_output,
@@ -34,7 +35,7 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = frozenset({"gradients", "checkpoints"})
+    capabilities = ENGINE.capabilities | {"checkpoints"}
     writes = WRITES
     tools = frozenset({"tfmot"})
 
@@ -62,16 +63,18 @@ class KerasBackend:
         self, model: Any, structure: Structure, names: Iterable[str] | None = None
     ) -> dict[str, Array]:
         """Return owned copies in canonical layout."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         wanted = list(slots if names is None else names)
         return {name: to_canonical(slots[name].variable, slots[name]) for name in wanted}
 
     def write(self, model: Any, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         native = whole_variables(params, slots, lambda variable: own(to_numpy(variable)))
         for variable, array in native:  # after all shapes were checked
-            variable.assign(array)
+            ENGINE.assign(variable, array)
 
     def hold(self, model: Any, structure: Structure, masks: Masks) -> KerasHold:
         """Keep pruned weights at zero."""

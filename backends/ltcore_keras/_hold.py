@@ -20,11 +20,11 @@ import numpy as np
 from ltcore.arrays import Array
 from ltcore.errors import HoldError
 from ltcore.masks import Masks
-from ltcore_keras._engine import check_single_replica, keys, outside_graph, retrace, where_kept
+from ltcore_keras._engine import ENGINE
 from ltcore_keras._names import sites_of
-from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of
+from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of, parts
 from ltcore_keras._slots import whole_variables
-from ltcore_keras._updates import listen, unlisten, unlisten_with
+from ltcore_keras._updates import Listener, listen, unlisten, unlisten_with
 
 
 class HeldVariable:
@@ -32,22 +32,22 @@ class HeldVariable:
 
     def __init__(self, variable: Any, mask: Array) -> None:
         self._variable = weakref.ref(variable)
-        with outside_graph():
-            self.mask = keras.Variable(mask, dtype="bool", trainable=False, name="mask")
+        with ENGINE.outside_graph():
+            self.mask = keras.Variable(mask.copy(), dtype="bool", trainable=False, name="mask")
 
     def holds(self, variable: Any) -> bool:
         """Whether this is the mask of ``variable``, a Keras variable or the engine's own."""
         mine = self._variable()
-        return mine is not None and id(variable) in keys(mine)
+        return mine is not None and id(variable) in ENGINE.keys(mine)
 
     def enforce(self) -> None:
         """Zero what is pruned, unless the model has replaced the variable."""
         variable = self._variable()
         if variable is not None:
-            variable.assign(where_kept(self.mask, variable))
+            variable.assign(ENGINE.where_kept(self.mask, variable))
 
 
-class Keeper:
+class Keeper(Listener):
     """All masks of one model, kept while it lives, for traced functions go on reading them."""
 
     def __init__(self, model: Any) -> None:
@@ -59,33 +59,42 @@ class Keeper:
 
     def hold(self, masks: Iterable[tuple[Any, Array]]) -> None:
         """Hold pairs of a variable and its native mask from now on, and nothing else."""
+        model = self._model()
+        ENGINE.settle(model)
         self._open()
         for variable, mask in masks:
             held = self._known.get(id(variable))
             if held is None or not held.holds(variable):
                 held = HeldVariable(variable, mask)
             else:
-                held.mask.assign(mask)
-            for key in keys(variable):
+                ENGINE.assign(held.mask, mask)
+            for key in ENGINE.keys(variable):
                 self._known[key] = self._held[key] = held
         self._cleared.clear()
         self.enforce()
-        model = self._model()
         for optimizer in optimizers_of(model):
             self._clear(optimizer)
         listen(self)
-        retrace(model)
+        ENGINE.retrace(model)
 
     def release(self) -> None:
         """Hold nothing."""
         self._open()
         unlisten(self)
-        retrace(self._model())
+        ENGINE.retrace(self._model())
 
     def enforce(self) -> None:
         """Zero every pruned weight now."""
         for held in self._each():
             held.enforce()
+
+    def training(self, model: Any) -> None:
+        """Clear the optimizer that is compiled into ``model``, before its first update."""
+        for optimizer in parts(getattr(model, "optimizer", None)):
+            if optimizer in self._cleared or not optimizer.built:
+                continue
+            if any(map(self._find, optimizer._trainable_variables)):
+                self._clear(optimizer)
 
     def before_update(
         self, optimizer: Any, gradients: list[Any], variables: list[Any]
@@ -95,7 +104,7 @@ class Keeper:
         if any(held) and optimizer not in self._cleared:
             self._clear(optimizer)
         return [
-            gradient if one is None or gradient is None else where_kept(one.mask, gradient)
+            gradient if one is None or gradient is None else ENGINE.where_kept(one.mask, gradient)
             for one, gradient in zip(held, gradients, strict=True)
         ]
 
@@ -103,21 +112,19 @@ class Keeper:
         """Mask held variables, and the averages that an optimizer may put in their place."""
         for held in filter(None, map(self._find, variables)):
             held.enforce()
-        if optimizer.use_ema:
+        if getattr(optimizer, "use_ema", False):
             averages = optimizer._model_variables_moving_average
             for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
                 found = self._find(variable)
                 if found and average is not None:
-                    average.assign(where_kept(found.mask, average))
-
-    def finished(self, optimizer: Any, variables: list[Any]) -> None:
-        """Nothing to do."""
+                    average.assign(ENGINE.where_kept(found.mask, average))
 
     def _clear(self, optimizer: Any) -> None:
-        """Zero the optimizer's slots of pruned weights, now, even while a step is traced."""
-        with outside_graph():
+        """Zero the optimizer's slots of pruned weights, at once or in the step that is traced."""
+        with ENGINE.clearing() as once:
             clear_slots(optimizer, lambda v: found.mask if (found := self._find(v)) else None)
-        self._cleared.add(optimizer)
+        if once:
+            self._cleared.add(optimizer)
         note_seen(self._model(), optimizer)
 
     def _find(self, variable: Any) -> HeldVariable | None:
@@ -130,7 +137,7 @@ class Keeper:
     def _open(self) -> None:
         """Let every mask keep all, for functions that were traced under it."""
         for held in self._each():
-            held.mask.assign(keras.ops.ones_like(held.mask))
+            held.mask.assign(keras.ops.ones(held.mask.shape, "bool"))
         self._held.clear()
 
 
@@ -141,7 +148,7 @@ class KerasHold:
     """The `ltcore.backend.MaskHandle` of a Keras model."""
 
     def __init__(self, model: Any, masks: Masks) -> None:
-        check_single_replica(model)
+        ENGINE.check_trains(model)
         self._model = weakref.ref(model)
         self._keeper = _keepers.setdefault(model, Keeper(model))
         self.update(masks)
@@ -155,7 +162,10 @@ class KerasHold:
 
     def enforce(self) -> None:
         """Zero every pruned weight now."""
-        self._keeper.enforce()
+        model = self._model()
+        if model is not None:
+            ENGINE.settle(model)
+            self._keeper.enforce()
 
     def release(self) -> None:
         """Hold nothing; a model that is gone holds nothing anyway."""

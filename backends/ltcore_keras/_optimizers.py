@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from ltcore.errors import CapabilityError
-from ltcore_keras._engine import outside_graph, retrace, where_kept
+from ltcore_keras._engine import ENGINE
 
 _seen: MutableMapping[Any, "weakref.WeakSet[Any]"] = weakref.WeakKeyDictionary()
 _configs: MutableMapping[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -21,8 +21,8 @@ def note_seen(model: Any, optimizer: Any) -> None:
     Called before its first update, so that what callbacks do to the learning rate is not in it.
     """
     _seen.setdefault(model, weakref.WeakSet()).add(optimizer)
-    if optimizer not in _configs:
-        with outside_graph(), contextlib.suppress(NotImplementedError):
+    if optimizer not in _configs and _of_keras(optimizer):
+        with ENGINE.outside_graph(), contextlib.suppress(NotImplementedError):
             _configs[optimizer] = _config(optimizer)
 
 
@@ -45,6 +45,9 @@ def parts(optimizer: Any) -> Iterator[Any]:
 
 def clear_slots(optimizer: Any, mask_of: Callable[[Any], Any]) -> None:
     """Zero momentum, averages and the like where ``mask_of(variable)`` prunes."""
+    if not _of_keras(optimizer):
+        ENGINE.clear_foreign(optimizer, mask_of)
+        return
     if not optimizer.built:
         return
     variables = optimizer._trainable_variables
@@ -58,7 +61,7 @@ def clear_slots(optimizer: Any, mask_of: Callable[[Any], Any]) -> None:
             if mask is None or not isinstance(slot, keras.Variable):
                 continue
             if tuple(slot.shape) == tuple(variable.shape):
-                slot.assign(where_kept(mask, slot))
+                slot.assign(ENGINE.where_kept(mask, slot))
 
 
 def fresh_optimizers(model: Any, step: int) -> None:
@@ -75,6 +78,9 @@ def fresh_optimizers(model: Any, step: int) -> None:
 
 
 def _reset(model: Any, optimizer: Any, step: int) -> None:
+    if not _of_keras(optimizer):
+        ENGINE.reset_foreign(optimizer)
+        return
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     twin = _twin(optimizer)
@@ -87,7 +93,7 @@ def _reset(model: Any, optimizer: Any, step: int) -> None:
     else:  # a schedule took the place of the learning rate, or the other way round
         model.optimizer = twin
         _configs[twin] = _configs[optimizer]
-        retrace(model)
+        ENGINE.retrace(model)
 
 
 def _twin(optimizer: Any) -> Any:
@@ -109,6 +115,10 @@ def _twin(optimizer: Any) -> Any:
         ) from error
     twin.build(optimizer._trainable_variables)
     return twin
+
+
+def _of_keras(optimizer: Any) -> bool:
+    return isinstance(optimizer, keras.optimizers.Optimizer)
 
 
 def _config(optimizer: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What a training run needs besides holding: gradients, and weights drawn anew."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ltcore.errors import InvalidValueError
-from ltcore_keras._engine import gradients
+from ltcore_keras._engine import ENGINE
 from ltcore_keras._initial import drawn
 from ltcore_keras._slots import Slot
 
@@ -25,14 +26,17 @@ def mean_gradients(
     sums: list[Any] = []
     count = 0
     for inputs, targets in batches:
-        found = gradients(
-            list(variables.values()), lambda i=inputs, t=targets: loss(model(i, training=False), t)
-        )
+        value = functools.partial(_loss, model, inputs, targets, loss)
+        found = ENGINE.gradients(list(variables.values()), value)
         sums = [a + b for a, b in zip(sums, found, strict=True)] if count else found
         count += 1
     if not count:
         raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
     return {name: total / count for name, total in zip(variables, sums, strict=True)}
+
+
+def _loss(model: Any, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]) -> Any:
+    return loss(model(inputs, training=False), targets)
 
 
 def redrawn(slots: Mapping[str, Slot], seed: int) -> dict[str, Any]:

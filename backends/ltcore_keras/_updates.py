@@ -7,36 +7,49 @@ it was traced, so every ``fit`` (of the model or of one that contains it) traces
 someone began or stopped to listen.
 """
 
-import functools
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, MutableMapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import keras
 
+from ltcore_keras._engine import ENGINE
+from ltcore_keras._engine_any import Ears
+from ltcore_keras._patch import Patch
 
-class Listener(Protocol):
-    """Hears of updates; operations that it makes become part of a traced training step."""
+
+class Listener:
+    """Hears of updates; operations that it makes become part of a traced training step.
+
+    Optimizers are those of Keras or of the engine; so are variables.
+    """
+
+    def training(self, model: Any) -> None:
+        """Called when ``fit`` of ``model`` is about to make its training step."""
 
     def before_update(
         self, optimizer: Any, gradients: list[Any], variables: list[Any]
     ) -> list[Any]:
         """Return the gradients that ``optimizer`` shall get for ``variables``."""
-        ...
+        return gradients
 
     def after_update(self, optimizer: Any, variables: list[Any]) -> None:
         """Called after ``optimizer`` has changed ``variables``."""
-        ...
 
     def finished(self, optimizer: Any, variables: list[Any]) -> None:
         """Called when everybody is done; once also where an optimizer is made of several."""
-        ...
+
+    def run_begins(self, model: Any, values: Mapping[int, Any]) -> None:
+        """Called before the steps of ``fit`` on JAX, with ``{id of the variable: array}``."""
+
+    def stepped(self, values: Mapping[int, Any]) -> None:
+        """Called after each of these steps, with what it made."""
 
 
 _listeners: list[weakref.ref[Listener]] = []
-_patches: list["_Patch"] = []
+_ears: list[Ears] = []
 _generation = itertools.count()
 _current = next(_generation)
 _traced: MutableMapping[Any, int] = weakref.WeakKeyDictionary()
@@ -45,19 +58,27 @@ _nested = threading.local()
 
 def listen(listener: Listener) -> None:
     """Tell ``listener`` of every update while it lives."""
-    if not any(ref() is listener for ref in _listeners):
+    new = all(ref() is not listener for ref in _listeners)
+    if new:
         _listeners.append(weakref.ref(listener, lambda _: _rest_if_alone()))
+    ENGINE.listening(new=new)
     _changed()
-    if not _patches:
-        _patches.append(_Patch(keras.optimizers.Optimizer, "apply", _heard))
-        _patches.append(_Patch(keras.Model, "make_train_function", _traced_anew))
+    if not _ears:
+        _ears.append(Patch(keras.optimizers.Optimizer, "apply", _heard))
+        _ears.append(Patch(keras.Model, "make_train_function", _traced_anew))
         several = getattr(keras.optimizers, "MultiOptimizer", None)
         if several:
-            _patches.append(_Patch(several, "apply", _heard_once))
+            _ears.append(Patch(several, "apply", _heard_once))
+        _ears.extend(ENGINE.ears(_live))
 
 
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
+    ENGINE.listening(new=False)
+    _forget(listener)
+
+
+def _forget(listener: Listener) -> None:
     _listeners[:] = [ref for ref in _listeners if ref() is not listener]
     _changed()
     _rest_if_alone()
@@ -71,7 +92,7 @@ def unlisten_with(model: Any, listener: Listener) -> None:
 def _unlisten_if_alive(reference: "weakref.ref[Listener]") -> None:
     listener = reference()
     if listener is not None:
-        unlisten(listener)
+        _forget(listener)
 
 
 def _live() -> list[Listener]:
@@ -81,8 +102,8 @@ def _live() -> list[Listener]:
 def _rest_if_alone() -> None:
     _listeners[:] = [ref for ref in _listeners if ref() is not None]
     if not _listeners:
-        while _patches:
-            _patches.pop().remove()
+        while _ears:
+            _ears.pop().remove()
 
 
 def _changed() -> None:
@@ -91,33 +112,10 @@ def _changed() -> None:
     _current = next(_generation)
 
 
-class _Patch:
-    """A method of a class, replaced by ``around(original, self, ...)`` until removed."""
-
-    def __init__(self, cls: type, name: str, around: Callable[..., Any]) -> None:
-        self._cls, self._name = cls, name
-        self._own = cls.__dict__.get(name)  # None where the class inherits it
-        original = getattr(cls, name)
-
-        @functools.wraps(original)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
-
-        self._ours = method
-        setattr(cls, name, method)
-
-    def remove(self) -> None:
-        """Put the original back, unless somebody has put a method of theirs over ours."""
-        if self._cls.__dict__.get(self._name) is not self._ours:
-            return
-        if self._own is None:
-            delattr(self._cls, self._name)
-        else:
-            setattr(self._cls, self._name, self._own)
-
-
 def _traced_anew(original: Callable[..., Any], model: Any, force: bool = False) -> Any:
     """Have ``fit`` compile a training step anew that was compiled for other listeners."""
+    for listener in _live():
+        listener.training(model)
     stale = _traced.get(model) != _current
     _traced[model] = _current
     return original(model, force=force or stale)
@@ -132,6 +130,7 @@ def _heard(
     variables = list(optimizer._trainable_variables if given is None else given)
     if len(gradients) != len(variables):
         return original(optimizer, gradients, given)  # a mistake; Keras says which
+    ENGINE.heard()
     listeners = _live()
     for listener in listeners:
         gradients = listener.before_update(optimizer, gradients, variables)

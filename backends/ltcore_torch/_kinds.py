@@ -20,6 +20,7 @@ Answer: TypeAlias = tuple[str, Mapping[str, Any]] | str
 _AFFINE = ("weight", "bias")
 _ROLES = {
     "embedding": ("weight",),
+    "rmsnorm": ("weight",),
     "prelu": ("weight",),
     "batchnorm": (*_AFFINE, "running_mean", "running_var", "num_batches_tracked"),
 }

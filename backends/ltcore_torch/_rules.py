@@ -28,6 +28,16 @@ def reshape(call: Call, result: torch.Tensor, _: int) -> Labels:
     return reshaped(call.labels(call.main), call.main.shape, result.shape)
 
 
+def restride(call: Call, result: torch.Tensor, _: int) -> Labels:
+    """Memory is read anew; known only where nothing but the strides of single places change."""
+    main = call.main
+    strides = zip(main.stride(), result.stride(), main.shape, strict=True)
+    same = all(old == new or size == 1 for old, new, size in strides)
+    if main.shape != result.shape or not same or main.data_ptr() != result.data_ptr():
+        return unknown(result.dim())
+    return call.labels(main)
+
+
 def permute(call: Call, _result: torch.Tensor, _: int) -> Labels:
     """Axes change places."""
     labels = call.labels(call.main)
@@ -146,9 +156,22 @@ def reorder(call: Call, result: torch.Tensor, _: int) -> Labels:
         call.trace.pin((labels[axis],))
         kept = letter(labels[axis])[0] in "NST"
         labels[axis] = (Atom(letter(labels[axis]), 1, result.shape[axis]),) if kept else UNKNOWN
-    sizes = zip(labels, call.main.shape, result.shape, strict=True)
-    changed = call.name == "gather"
-    return tuple(call.resized(axis, old, new) if changed else axis for axis, old, new in sizes)
+    return tuple(labels)
+
+
+def gather(call: Call, result: torch.Tensor, _: int) -> Labels:
+    """Places along one axis are taken, other ones for each place along the others."""
+    source, places = call.labels(call.main), call.labels(call.args["index"])
+    axis = call.axis()
+    call.trace.pin((source[axis],))
+    sizes = zip(source, call.main.shape, result.shape, strict=True)
+    cut = tuple(call.resized(label, old, new) for label, old, new in sizes)
+    labels = call.trace.broadcast(
+        [(_at(cut, axis, ()), result.shape), (places, result.shape)], result.dim()
+    )
+    kept = letter(source[axis])[0] in "NST"
+    along = (Atom(letter(source[axis]), 1, result.shape[axis]),) if kept else UNKNOWN
+    return labels if labels[axis] else _at(labels, axis, along)
 
 
 def index(call: Call, result: torch.Tensor, _: int) -> Labels:
@@ -182,9 +205,9 @@ def concatenate(call: Call, result: torch.Tensor, _: int) -> Labels:
         else (Atom(name if name != "?" else "F", 1, part.shape[axis]),)
         for part in parts
     ]
+    whole = [one for one in call.operands() if one.dim() == result.dim()]
     others = call.trace.broadcast(
-        [(call.labels(p), p.shape) for p in call.operands() if p.dim() == result.dim()],
-        result.dim(),
+        [(_at(call.labels(one), axis, ()), one.shape) for one in whole], result.dim()
     )
     return _at(others, axis, call.trace.concatenated(along))
 
@@ -224,7 +247,10 @@ def attention(call: Call, result: torch.Tensor, position: int) -> Labels:
     """Queries look up values by keys."""
     if position:
         return unknown(result.dim())
-    return call.trace.attention(*(call.factor(call.args[key]) for key in ("query", "key", "value")))
+    query, key, value = (call.factor(call.args[name]) for name in ("query", "key", "value"))
+    call.trace.attention(query, key, value)
+    # Several heads of queries may share one of keys and values.
+    return (*query[:-1], value[-1])
 
 
 def norm(call: Call, result: torch.Tensor, position: int) -> Labels:

@@ -1,0 +1,134 @@
+"""What Keras leaves to the engine below it, as far as Keras alone can do it.
+
+Each engine has a file that overrides what it does in a way of its own; no other file names a
+framework below Keras. An engine without a file can describe, read, write and call models.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from ltcore.arrays import Array
+from ltcore.errors import CapabilityError
+
+
+class Log(Protocol):
+    """Takes down updates and copies of weights, on the host."""
+
+    def tick(self, done: bool) -> bool:
+        """Count an update if one was ``done``; return whether to take copies of the weights."""
+        ...
+
+    def take(self, values: Mapping[int, Any]) -> None:
+        """Take copies, given as ``{id of the Keras variable: array}``."""
+        ...
+
+
+class Ears(Protocol):
+    """What hears of updates that no Keras optimizer makes, or of what it makes of them."""
+
+    def remove(self) -> None:
+        """Hear no more."""
+        ...
+
+
+class Engine:
+    """An engine that cannot train, and what the others share.
+
+    Attributes:
+        capabilities: what a backend on this engine claims.
+        in_graph: updates are counted, and weights copied, by operations in the training step.
+    """
+
+    capabilities: frozenset[str] = frozenset()
+    in_graph = False
+
+    def check_trains(self, model: Any) -> None:
+        """Raise unless ``model`` can be held and watched.
+
+        Raises:
+            CapabilityError: this engine cannot train, or the model trains on several devices.
+        """
+        raise CapabilityError(
+            f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
+            "torch or jax before keras is imported"
+        )
+
+    def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
+        """Return dense gradients of the sum of ``loss()``, also of variables that are frozen."""
+        self.check_trains(None)
+        raise NotImplementedError
+
+    # values
+
+    def as_numpy(self, tensor: Any) -> Array:
+        """Return the values of a tensor or variable."""
+        return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
+
+    def assign(self, variable: Any, array: Array) -> None:
+        """Write a copy of ``array`` into ``variable``."""
+        variable.assign(array)
+
+    def keys(self, variable: Any) -> Iterator[int]:
+        """Yield what identifies ``variable``, given as a Keras variable or as the engine's own."""
+        yield id(variable)
+        if isinstance(variable, keras.Variable):
+            yield id(variable.value)
+
+    def where_kept(self, mask: Any, values: Any) -> Any:
+        """Return ``values`` where ``mask``, +0.0 elsewhere, also for NaN and -0.0."""
+        kept, tensor = map(keras.ops.convert_to_tensor, (mask, values))
+        return keras.ops.where(kept, tensor, keras.ops.cast(0, tensor.dtype))
+
+    def settle(self, model: Any) -> None:
+        """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""
+
+    # training steps
+
+    def outside_graph(self) -> AbstractContextManager[None]:
+        """Return a context in which operations run now, also while a step is being traced."""
+        return nullcontext()
+
+    def clearing(self) -> AbstractContextManager[bool]:
+        """Return a context to write optimizer state in.
+
+        It gives whether that is done once for all, and not by the step that is being traced.
+        """
+        return nullcontext(True)
+
+    def retrace(self, model: Any) -> None:
+        """Have ``fit`` compile its training step anew: what it has compiled sees no change.
+
+        It is replaced, not dropped, for a callback may be asking in the middle of ``fit``.
+        """
+        if getattr(model, "train_function", None) is not None:
+            model.make_train_function(force=True)
+
+    def listening(self, *, new: bool) -> None:
+        """Called when a ``new`` listener begins, or when what one does or is there changes."""
+
+    def heard(self) -> None:
+        """Called when an optimizer makes an update, or when the step that makes it is traced."""
+
+    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+        """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners."""
+        return []
+
+    def report(self, log: Log, done: Any, variables: Sequence[Any]) -> None:
+        """Tell ``log`` of an update, and of the values of ``variables`` if it wants them."""
+        if log.tick(bool(done)):
+            log.take({id(variable): self.as_numpy(variable) for variable in variables})
+
+    def flush(self) -> None:
+        """Wait until everything that was reported has arrived."""
+
+    # optimizers that are not Keras's
+
+    def clear_foreign(self, optimizer: Any, mask_of: Callable[[Any], Any]) -> None:
+        """Zero the state of ``optimizer``, none of Keras's, where ``mask_of(variable)`` prunes."""
+
+    def reset_foreign(self, optimizer: Any) -> None:
+        """Empty the state of ``optimizer``, none of Keras's."""

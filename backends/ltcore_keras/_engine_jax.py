@@ -1,0 +1,237 @@
+"""Keras on JAX: training steps are pure functions of the weights, compiled once.
+
+``fit`` takes the weights out of the model and hands them from step to step; it calls each
+compiled step from Python, so ears between the steps see everything. A step that a user compiles
+(around ``optimizer.stateless_apply``) is reached while it is traced: masks become constants of
+it, and updates are reported by callbacks to the host. Either is traced anew after every change.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import io_callback
+from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+
+from ltcore.arrays import Array
+from ltcore.errors import CapabilityError
+from ltcore_keras._engine_any import Ears, Engine, Log
+from ltcore_keras._patch import Patch
+
+_fit = threading.local()
+
+
+class Jax(Engine):
+    """JAX, on one device."""
+
+    capabilities = frozenset({"gradients"})
+
+    def __init__(self) -> None:
+        self._by_hand = False
+
+    def check_trains(self, model: Any) -> None:
+        """Raise if Keras spreads models over several devices."""
+        distribution = keras.distribution.distribution()
+        devices = distribution.device_mesh.devices.size if distribution else 1
+        if devices > 1:
+            raise CapabilityError(
+                f"the model trains on {devices} devices (keras.distribution); holding and watching "
+                "are there for one device only"
+            )
+
+    def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
+        """Return dense gradients; whatever the call writes to variables is dropped."""
+
+        def total(values: list[Any]) -> Any:
+            with keras.StatelessScope(list(zip(variables, values, strict=True))):
+                return keras.ops.sum(loss())
+
+        found: list[Any] = jax.grad(total)([variable.value for variable in variables])
+        return found
+
+    def assign(self, variable: Any, array: Array) -> None:
+        """Write a copy of ``array`` into ``variable``; JAX itself would use its memory."""
+        variable.assign(array.copy())
+
+    def keys(self, variable: Any) -> Iterator[int]:
+        """Yield the id of the Keras variable; its array is another one after every update."""
+        yield id(variable)
+
+    def settle(self, model: Any) -> None:
+        """Bring the weights back from a running ``fit``, which then goes on with what is there.
+
+        Raises:
+            CapabilityError: the running ``fit`` is that of another model.
+        """
+        sync = getattr(model, "jax_state_sync", None)
+        if sync:
+            sync()
+        if any(variable._value is None for variable in model.weights):
+            raise CapabilityError(
+                f"the weights of {model.name!r} are away in the fit of a model around it; call "
+                "jax_state_sync() of that model first"
+            )
+
+    @contextmanager
+    def outside_graph(self) -> Iterator[None]:
+        """Leave the scope in which variables are arguments, and compute now."""
+        scope = get_stateless_scope()
+        global_state.set_global_attribute("stateless_scope", None)
+        try:
+            with jax.ensure_compile_time_eval():
+                yield
+        finally:
+            global_state.set_global_attribute("stateless_scope", scope)
+
+    @contextmanager
+    def clearing(self) -> Iterator[bool]:
+        """Write in the step where there is one: its state is an argument of it."""
+        yield not in_stateless_scope()
+
+    def listening(self, *, new: bool) -> None:
+        """Forget everything compiled if a step of the user's own may be among it.
+
+        It has masks as constants in it. For as long as somebody listens we hear of such steps;
+        what was traced before is not known.
+        """
+        if new or self._by_hand:
+            jax.clear_caches()  # type: ignore[no-untyped-call]
+            self._by_hand = False
+
+    def heard(self) -> None:
+        """Note that there is a step of the user's own."""
+        if in_stateless_scope() and not _in_fit():
+            self._by_hand = True
+
+    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+        """Return ears between the steps of every ``fit`` that begins from now on."""
+
+        def told(original: Any, model: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(model, _Step(step, model, live), *args, **kwargs)
+
+        return [Patch(keras.Model, "_make_function", told)]
+
+    def report(self, log: Log, done: Any, variables: Sequence[Any]) -> None:
+        """Tell ``log``, from inside a step of the user's own by callbacks to the host.
+
+        Only variables that are arguments of the step are known there.
+        """
+        if _in_fit():
+            return  # the ears between the steps tell
+        scope = get_stateless_scope()
+        if scope is None:
+            super().report(log, done, variables)
+            return
+        known = {id(v): scope.get_current_value(v) for v in variables}
+        _call_back(weakref.ref(log), done, {k: v for k, v in known.items() if v is not None})
+
+    def flush(self) -> None:
+        """Wait for callbacks that are under way."""
+        jax.effects_barrier()  # type: ignore[no-untyped-call]
+
+
+def _in_fit() -> bool:
+    return getattr(_fit, "inside", False)
+
+
+class _Step:
+    """A step of ``fit``, with ears before the first and after each.
+
+    Args:
+        step: takes and returns the state of a run: lists of arrays.
+        model: the model that is fitted.
+        live: returns the listeners.
+    """
+
+    def __init__(self, step: Callable[..., Any], model: Any, live: Callable[[], list[Any]]) -> None:
+        self._step = step
+        self._model = weakref.ref(model)
+        self._live = live
+        self._last: Any = None  # of the state: the arrays of the metrics, which are small
+        self._places: dict[int, tuple[int, int]] = {}
+        self._told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __call__(self, state: Any, data: Any) -> Any:
+        """Make a step."""
+        model = self._model()
+        # Weights, other state, the optimizer's and that of metrics: only training has all four.
+        if model is None or len(state) != 4:
+            return self._step(state, data)
+        self._announce(model, state)
+        _fit.inside = True
+        try:
+            outputs, state = self._step(state, data)
+        finally:
+            _fit.inside = False
+        self._last = state[3]
+        for listener in self._live():
+            listener.stepped(_Values(self._places, state))
+        return outputs, state
+
+    def _announce(self, model: Any, state: Any) -> None:
+        """Tell who does not know yet that a run begins: one whose state is not from our steps."""
+        if state[3] is not self._last:
+            self._places = _places(model)
+            self._told.clear()
+        for listener in self._live():
+            if listener not in self._told:
+                self._told.add(listener)
+                listener.run_begins(model, _Values(self._places, state))
+
+
+class _Values(Mapping[int, Any]):
+    """The arrays of a state of ``fit`` by the id of their Keras variable."""
+
+    def __init__(self, places: dict[int, tuple[int, int]], state: Any) -> None:
+        self._places, self._state = places, state
+
+    def __getitem__(self, key: int) -> Any:
+        part, position = self._places[key]
+        return self._state[part][position]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _places(model: Any) -> dict[int, tuple[int, int]]:
+    """Return where in the state of its ``fit`` the array of each variable is."""
+    parts = model.trainable_variables, model.non_trainable_variables, model.optimizer.variables
+    return {
+        id(variable): (part, position)
+        for part, variables in enumerate(parts)
+        for position, variable in enumerate(variables)
+    }
+
+
+def _call_back(log: "weakref.ref[Log]", done: Any, values: Mapping[int, Any]) -> None:
+    """Report from inside a compiled step; weights come to the host only when they are wanted."""
+
+    def tick(done: Any) -> Any:
+        alive = log()
+        return np.bool_(alive is not None and alive.tick(bool(done)))
+
+    def take(*arrays: Any) -> None:
+        alive = log()
+        if alive is not None:
+            copies = [np.array(array) for array in arrays]
+            alive.take(dict(zip(values, copies, strict=True)))
+
+    answer = jax.ShapeDtypeStruct((), np.bool_)  # type: ignore[no-untyped-call]
+    wanted = io_callback(tick, answer, done, ordered=True)
+    jax.lax.cond(
+        wanted,
+        lambda: io_callback(take, None, *values.values(), ordered=True),
+        lambda: None,
+    )
+
+
+ENGINE = Jax()
