@@ -1,8 +1,8 @@
-"""Writing a container: exact bytes, on the disk whole or not at all.
+"""Writing a container: exact bytes, whole or not at all.
 
-The bytes are those of the safetensors library, which this file does without: the library's low
-level differs between its versions, copies everything in some of them, takes raw addresses in
-others, and cannot be handed bfloat16 by numpy in any.
+They are those of the safetensors library, which this file does without: the library's low level
+differs between its versions, copies everything in some of them, takes raw addresses in others, and
+cannot be handed bfloat16 by numpy in any.
 """
 
 import hashlib

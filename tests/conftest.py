@@ -15,6 +15,17 @@ settings.register_profile("ltcore", deadline=None)  # shared machines stall; tim
 settings.load_profile("ltcore")
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Compute in one thread: on a busy machine, threads mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def record_exchange() -> Iterator[Callable[[str, str, float], None]]:
     """Yield ``record(case, direction, difference)`` for tests that carry a ticket over.

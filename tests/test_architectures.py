@@ -16,32 +16,22 @@ from carrying import (  # noqa: E402
     enliven,
     sides,
 )
-from ltcore import exchange  # noqa: E402
 
-NOT_YET = {
-    "bert": "attention has no portable layout, and buffers of indices count as a layer's weights",
-    "bert-by-hand": "the order of features after heads are merged is not proven",
-    "transformer": "attention has no portable layout",
-    "lstm": "recurrent layers have no portable layout",
-    "gru": "recurrent layers have no portable layout",
-    "autoencoder": "features that a reshape makes an image of have no known order",
-    "dcgan-generator": "features that a reshape makes an image of have no known order",
-    "squeeze-excite": "features that a reshape makes a gate of have no known order",
-    "image-and-table": "flattened features beside others have no known order",
-}
-
-
-def marked(name):
-    if name not in NOT_YET:
-        return name
-    refused = (lt.LtcoreError, NotCarriedError)
-    return pytest.param(
-        name, marks=pytest.mark.xfail(strict=True, raises=refused, reason=NOT_YET[name])
-    )
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class NotCarriedError(Exception):
     """The ticket has no probe, so it stays in its framework."""
+
+
+MARKS = {
+    # Outputs agree; in training PyTorch's two biases move as one of twice the speed.
+    "lstm": pytest.mark.filterwarnings("ignore:paired layers.*biases is:UserWarning"),
+    "image-and-table": pytest.mark.xfail(
+        strict=True, raises=NotCarriedError,
+        reason="the order of flattened features beside others is not followed",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=list(CASES))
@@ -56,7 +46,7 @@ def the_case(name):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", [marked(name) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
 def test_a_ticket_works_in_the_other_framework(name, direction, tmp_path, record_exchange):
     case = the_case(name)
     ours, theirs = sides(direction)
@@ -76,7 +66,7 @@ def test_a_ticket_works_in_the_other_framework(name, direction, tmp_path, record
     batch = case.batch(8, seed=3)
     difference = compare_outputs(ours.outputs(source, batch), theirs.outputs(target, batch))
     record_exchange(name, direction, difference)
-    pairs = exchange.pair(ticket, applied.backend, applied.structure).sites
+    pairs = ticket.match(target, example=theirs.packed(example))
     compare_masks(hold, applied, pairs)
     compare_gradients(hold, applied, pairs, direction, case)
 

@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from ltcore import containerwriter
 from ltcore.container import BF16, DTYPES, Entry, open_container
 from ltcore.containerwriter import manifest_id, write
 from ltcore.errors import TicketFileError
@@ -574,7 +573,7 @@ def test_a_header_that_would_be_too_large_is_not_written(path):
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", ["open", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("broken", ["containerwriter.open", "files.os.fsync", "files.os.replace"])
 def test_a_full_disk_keeps_the_old_file(path, monkeypatch, broken):
     write(path, TENSORS, MANIFEST)
     old = path.read_bytes()
@@ -582,7 +581,7 @@ def test_a_full_disk_keeps_the_old_file(path, monkeypatch, broken):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"ltcore.containerwriter.{broken}", full, raising=False)
+    monkeypatch.setattr(f"ltcore.{broken}", full, raising=False)
     with pytest.raises(
         TicketFileError, match=r"cannot write .*ticket\.safetensors.*No space"
     ) as error:
@@ -621,7 +620,7 @@ def test_an_interrupted_write_leaves_nothing(path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(containerwriter.os, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(path, TENSORS, MANIFEST)
     assert list(path.parent.iterdir()) == []

@@ -271,6 +271,12 @@ def test_every_container_and_suffix(container, suffix, untouched, tmp_path):
     assert lt.load(tmp_path / "ticket.safetensors") == ticket
 
 
+def test_arrays_of_numpy_do_too():
+    state, masks = sparse_state()
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    assert lt.from_checkpoint(torch_net(), arrays).masks == masks
+
+
 def test_prefixes_that_only_some_names_have_stay():
     state, _ = sparse_state()
     state["module.0.weight"] = state.pop("0.weight")
@@ -385,11 +391,12 @@ def test_tied_weights_are_one(tmp_path):
     assert all(torch.equal(twin.embed.weight, model.embed.weight) for twin in twins)
 
 
-def test_masks_of_tied_weights_are_one():
+@pytest.mark.parametrize("name", ["embed.weight", "out.weight"])
+def test_masks_of_tied_weights_are_one(name):
     model = Tied()
     state = model.state_dict()
     keep = (torch.arange(28).reshape(7, 4) % 3 > 0).float()
-    pair = {"out.weight_orig": state.pop("out.weight"), "out.weight_mask": keep}
+    pair = {f"{name}_orig": state.pop(name), f"{name}_mask": keep}
     (mask,) = lt.from_checkpoint(model, {**state, **pair}).masks.values()
     assert np.array_equal(mask, keep.numpy() == 1)
 

@@ -18,17 +18,10 @@ from architectures.lenet import (  # noqa: E402
     torch_conv,
 )
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 STEPS, BATCH = 100, 32
 WIDTHS = (16, 16)  # Conv-2 with a quarter of its channels
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The steps are small: on a busy machine, threads that wait for each other take most time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def digits_as_mnist():

@@ -165,7 +165,7 @@ class Books:
         for index, tensor in enumerate(outputs):
             shape = tuple(tensor.shape)
             labels = unknown(len(shape))
-            if None not in shape:
+            if not any(None in one for one in (shape, *(operand.shape for operand in operands))):
                 call = Call(self.trace, operation, operands, args, shape, index)
                 labels = after(call, table)
             if params and not preds:

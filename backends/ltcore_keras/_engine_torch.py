@@ -14,6 +14,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ltcore.arrays import Array
 from ltcore_keras._engine_any import Ears, Engine
 
 
@@ -42,6 +43,12 @@ class Torch(Engine):
             torch.zeros_like(param) if gradient is None else gradient
             for param, gradient in zip(params, found, strict=True)
         ]
+
+    def as_numpy(self, tensor: Any) -> Array:
+        """Return the values, bfloat16 as float32; Keras's own conversion makes numpy 2 warn."""
+        value = keras.ops.convert_to_tensor(tensor).detach().cpu()
+        array: Array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+        return array
 
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return masked values, which may be a sparse gradient; they carry no gradient."""

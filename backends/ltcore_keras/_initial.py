@@ -22,14 +22,13 @@ def drawn(name: str, slot: Slot, seed: int) -> Any:
     values = initializer(tuple(slot.variable.shape), dtype=slot.variable.dtype)
     if not _forgets_nothing(slot):
         return values
-    inputs, _, rest = keras.ops.split(values, [slot.layer.units, 2 * slot.layer.units])
-    return keras.ops.concatenate([inputs, keras.ops.ones_like(inputs), rest])
+    first, _, rest = keras.ops.split(values, [len(values) // 4, len(values) // 2])
+    return keras.ops.concatenate([first, keras.ops.ones_like(first), rest])
 
 
 def _forgets_nothing(slot: Slot) -> bool:
-    """Whether this is the bias of an LSTM whose forget gate starts at one."""
-    cell = isinstance(slot.layer, kl.LSTMCell) and slot.variable.name == "bias"
-    return cell and bool(slot.layer.unit_forget_bias)
+    """Whether this is the bias of an LSTM whose forget gate, the second of four, starts at one."""
+    return slot.variable.name == "bias" and bool(getattr(slot.layer, "unit_forget_bias", False))
 
 
 def _fans(slot: Slot) -> dict[str, Any]:

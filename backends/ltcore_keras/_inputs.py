@@ -142,6 +142,8 @@ def output_face(
     Raises:
         UntraceableError: its axes have no canonical order.
     """
+    if None in shape:
+        raise UntraceableError("the size of an output of the model depends on values")
     if len(labels) > 3 or (len(labels) == 3 and is_one_dimensional(sites)):
         labels = trace.as_image(labels, -1 if last else 1)
     if any(trace.group_of(axis) is not None for axis in labels if face_axes((axis,)) != ("?",)):

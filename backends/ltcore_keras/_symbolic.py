@@ -155,7 +155,9 @@ class _Calls:
                         raise
                     # A function of the engine does not take symbols: a black box.
         with self._closed():
-            outputs = original(layer, *args, **kwargs)
+            # An EinsumDense forgets the sizes that its user left open.
+            open_sizes = isinstance(layer, kl.EinsumDense)
+            outputs = layer.call(*args) if open_sizes else original(layer, *args, **kwargs)
         if not self._inside:
             self._observer.layer(layer, args, kwargs, outputs)
         return outputs

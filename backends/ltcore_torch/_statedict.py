@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
-from ltcore.arrays import Array
+from ltcore.arrays import Array, own
 from ltcore.backend import Imported
 from ltcore.errors import CheckpointError, MatchError
 from ltcore_torch._checkpoints import copied
@@ -39,12 +40,15 @@ def tensors_of(found: Any, what: str) -> State:
     expected = f"expected {{name: tensor}}, alone or under one of {_CONTAINERS}"
     if not isinstance(found, Mapping) or not found:
         raise CheckpointError(f"{what} holds no state dict but {type(found).__name__}; {expected}")
-    state = {str(name): value for name, value in found.items() if not _is_optional(str(name))}
-    odd = {n: type(value).__name__ for n, value in state.items() if not _is_tensor(value)}
+    state = {str(name): _as_tensor(value) for name, value in found.items()}
+    odd = [n for n, v in state.items() if not _is_tensor(v) and not _is_optional(n)]
     if odd:
-        raise CheckpointError(f"{what} holds no state dict, for of no tensors: {odd}; {expected}")
-    counts = {str(n): v for n, v in found.items() if _is_optional(str(n)) and _is_tensor(v)}
-    return {**state, **counts}
+        raise CheckpointError(f"{what} holds no state dict: {odd[:20]} are no tensors; {expected}")
+    return {name: value for name, value in state.items() if _is_tensor(value)}
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(own(value)) if isinstance(value, np.ndarray) else value
 
 
 def imported(
@@ -82,16 +86,18 @@ def imported(
     if not masks:
         return Imported(params, {}, story, **told)
     pruned = _read_marks(target, {name: mask == 0 for name, mask in masks.items()}, read)
-    masked = _read_marks(target, {name: mask == mask for name, mask in masks.items()}, read)
+    masked = _read_marks(
+        target, {name: torch.ones_like(mask) for name, mask in masks.items()}, read
+    )
     found = {name: ~pruned[name] for name, marks in masked.items() if marks.any()}
     return Imported(params, found, story, **told)
 
 
 def _read_marks(target: nn.Module, marks: State, read: Read) -> dict[str, Array]:
     """Return where ``marks`` are, in canonical axes; overwrites ``target``."""
-    own = _own(target)
-    by_tensor = {id(own[name]): mark for name, mark in marks.items()}  # all names of tied tensors
-    _load(target, {n: by_tensor.get(id(t), torch.zeros_like(t)) for n, t in own.items()})
+    live = _live(target)
+    by_tensor = {id(live[name]): mark for name, mark in marks.items()}  # all names of tied tensors
+    _load(target, {n: by_tensor.get(id(t), torch.zeros_like(t)) for n, t in live.items()})
     return {name: array != 0 for name, array in read(target).items()}
 
 
@@ -138,13 +144,13 @@ def _renamed(state: State) -> Iterator[State]:
 
 def _difference(state: State, target: nn.Module) -> tuple[list[str], list[str]]:
     """Return the names that ``state`` lacks and those it has too many."""
-    own = _own(target)
-    given = {id(own[name]) for name in state if name in own}  # of tied tensors one will do
-    missing = [n for n, t in own.items() if id(t) not in given and not _is_optional(n)]
-    return missing, [name for name in state if name not in own]
+    live = _live(target)
+    given = {id(live[name]) for name in state if name in live}  # of tied tensors one will do
+    missing = [n for n, t in live.items() if id(t) not in given and not _is_optional(n)]
+    return missing, [name for name in state if name not in live]
 
 
-def _own(target: nn.Module) -> State:
+def _live(target: nn.Module) -> State:
     """Return the live tensors of ``target`` by all their names."""
     return {n: t for n, t in target.state_dict(keep_vars=True).items() if _is_tensor(t)}
 
@@ -169,9 +175,9 @@ def _check_state(state: State, target: nn.Module) -> None:
             f"unexpected in the checkpoint {unexpected}, mismatched shapes {mismatched}"
         )
     tied: dict[int, str] = {}
-    own = _own(target)
+    live = _live(target)
     for name, tensor in state.items():
-        first = tied.setdefault(id(own[name]), name)
+        first = tied.setdefault(id(live[name]), name)
         if first != name and not torch.equal(state[first], tensor):
             raise MatchError(
                 f"{first!r} and {name!r} are one tensor in the model, and differ in the checkpoint"
@@ -184,7 +190,7 @@ def _check_masks(masks: State, target: nn.Module) -> None:
     if strangers or mismatched:
         raise MatchError(
             f"the masks are for another model: masks of {strangers}, where the model has "
-            f"{list(_own(target))}; mismatched shapes {mismatched}"
+            f"{list(_live(target))}; mismatched shapes {mismatched}"
         )
     for name, mask in masks.items():
         if not ((mask == 0) | (mask == 1)).all():
@@ -192,23 +198,23 @@ def _check_masks(masks: State, target: nn.Module) -> None:
 
 
 def _mismatched(state: State, target: nn.Module, whose: str) -> list[str]:
-    own = _own(target)
+    live = _live(target)
     return [
-        f"{name}: {whose} {tuple(tensor.shape)}, model {tuple(own[name].shape)}"
+        f"{name}: {whose} {tuple(tensor.shape)}, model {tuple(live[name].shape)}"
         for name, tensor in state.items()
-        if name in own and own[name].shape != tensor.shape
+        if name in live and live[name].shape != tensor.shape
     ]
 
 
 def _check_zeros(state: State, target: nn.Module) -> None:
     """Raise where the model's dtype turned a small weight into zero, which means pruned here."""
-    own = _own(target)
+    live = _live(target)
     for name, tensor in state.items():
-        lost = int(((tensor != 0).to(own[name].device) & (own[name] == 0)).sum())
+        lost = int(((tensor != 0).to(live[name].device) & (live[name] == 0)).sum())
         if lost:
             raise MatchError(
                 f"{lost} weights of {name!r} are {tensor.dtype} in the checkpoint and too small "
-                f"for the model's {own[name].dtype}; give a model of the checkpoint's dtype"
+                f"for the model's {live[name].dtype}; give a model of the checkpoint's dtype"
             )
 
 

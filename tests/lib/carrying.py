@@ -129,13 +129,13 @@ def gradients(hold, side, batch):
 def compare_gradients(hold, applied, pairs, direction, case):
     """Gradients of kept weights agree to 1e-4 of a parameter's largest.
 
-    On one of five batches: where some activation is within rounding of a kink (ReLU6 has two),
+    On one of five examples: where some activation is within rounding of a kink (ReLU6 has two),
     the last bit of it decides a gradient. A weight in the wrong place shows on all of them.
     """
     ours, theirs = sides(direction)
     gaps = []
     for seed in range(5):
-        batch = case.batch(2, seed)
+        batch = case.batch(1, seed)
         want, got = gradients(hold, ours, batch), gradients(applied, theirs, batch)
         gaps.append(_largest_gap(want, got, hold, pairs))
         if gaps[-1] <= 1e-4:

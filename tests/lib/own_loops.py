@@ -81,7 +81,8 @@ def _pure(loop, compiled):
     jitted = jax.jit(step)
 
     def run(x, y):
-        optimizer.build(model.trainable_variables) if not optimizer.built else None
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
         places = model.trainable_variables, model.non_trainable_variables, optimizer.variables
         for variables, arrays in zip(places, jitted(*map(values, places), x, y), strict=True):
             put(variables, arrays)
@@ -96,3 +97,26 @@ def values(variables):
 def put(variables, arrays):
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def applying(optimizer, variables):
+    """Return a function that makes one update with given gradients, compiled where engines can."""
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(lambda *gradients: optimizer.apply(gradients, variables))
+    if ENGINE == "torch":
+        return lambda *gradients: optimizer.apply(gradients, variables)
+    import jax
+
+    @jax.jit
+    def step(trained, slots, gradients):
+        return optimizer.stateless_apply(slots, gradients, trained)
+
+    def run(*gradients):
+        places = variables, optimizer.variables
+        found = step(*map(values, places), gradients)
+        for part, arrays in zip(places, found, strict=True):
+            put(part, arrays)
+
+    return run
