@@ -52,6 +52,11 @@ class Probe:
     ticket: tuple[Array, ...]
     ties: tuple[TieProbe, ...] = ()
 
+    def is_finite(self) -> bool:
+        """Whether no output is NaN or infinite: such a one would prove nothing."""
+        trials = [output for one in self.ties for output in one.outputs]
+        return all(np.isfinite(a).all() for a in (*self.synthetic, *self.ticket, *trials))
+
 
 def probe_inputs(structure: Structure) -> list[Array]:
     """Return inputs in canonical axes: float32 in [-1, 1), or token numbers."""

@@ -208,14 +208,15 @@ def _probe(
     backend: Backend, model: Any, structure: Structure, masks: Masks, params: Params
 ) -> Probe | None:
     try:
-        return record_probe(backend, model, structure, masks.apply(params))
+        probe = record_probe(backend, model, structure, masks.apply(params))
     except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
-        warnings.warn(
-            f"no probe, so the ticket stays in {backend.name}: the model fails on made-up inputs "
-            f"of the example's shape: {type(error).__name__}: {error}",
-            stacklevel=5,
-        )
-        return None
+        why = f"the model fails on made-up inputs: {type(error).__name__}: {error}"
+    else:
+        if probe is None or probe.is_finite():
+            return probe
+        why = "the model gives NaN or infinity for made-up inputs"
+    warnings.warn(f"no probe, so the ticket stays in {backend.name}: {why}", stacklevel=5)
+    return None
 
 
 def _from_plugins(ticket: Ticket) -> dict[str, dict[str, str]]:

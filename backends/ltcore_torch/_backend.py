@@ -19,7 +19,7 @@ from ltcore_torch._names import inventory, unwrap
 from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
 from ltcore_torch._statedict import imported, tensors_of
-from ltcore_torch._trace import traced
+from ltcore_torch._trace import run_once, traced
 from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
@@ -50,8 +50,7 @@ class TorchBackend:
         try:
             found = inventory(root)
         except ModelNotBuiltError:
-            with inference(root):
-                root(*inputs)  # lazy layers take their shapes from the example
+            run_once(root, inputs)  # lazy layers take their shapes from the example
             found = inventory(root)
         return traced(root, found, inputs)
 

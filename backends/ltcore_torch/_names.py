@@ -185,10 +185,9 @@ def _role(name: str, native: str, slot: Slot, portable: bool) -> Role:
 def _identity(slot: Slot) -> object:
     """Equal for arrays that are one: the same object, or the same memory."""
     tensor = slot.tensor
-    pointer = tensor.untyped_storage().data_ptr()
-    if pointer == 0:
+    if tensor.layout is not torch.strided or not (at := tensor.untyped_storage().data_ptr()):
         return id(slot.whole), slot.rows and (slot.rows.start, slot.rows.stop)
-    return pointer, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
+    return at, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
 
 
 def _rows(slot: Slot) -> str:

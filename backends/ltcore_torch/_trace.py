@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ltcore.axes import UNKNOWN, Labels, face_axes, spatial, unknown
 from ltcore.errors import ModelError
 from ltcore.layouts import UNKNOWN_GROUP
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import UNKNOWN, Labels, Trace, face_axes, spatial, unknown
+from ltcore.tracing import Trace
 from ltcore_torch._calls import Call, anonymous
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import Inventory
@@ -43,6 +44,22 @@ def traced(model: nn.Module, found: Inventory, inputs: tuple[torch.Tensor, ...])
         None if _mixed(run.trace, ends) else tuple(map(_face, outputs, ends)),
         _disordered(run.trace, len(inputs)),
     )
+
+
+def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """Return what the model makes of ``inputs`` in inference.
+
+    Raises:
+        ModelError: the model does not take ``inputs``.
+    """
+    try:
+        with inference(model):
+            return model(*inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not take the example ({[tuple(t.shape) for t in inputs]}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _disordered(trace: Trace, inputs: int) -> str:
@@ -97,8 +114,8 @@ class _Run:
         self.trace = Trace()
         self._layers = {layer.module: layer for layer in found.layers if is_observed(layer)}
         self._inside: list[bool] = []
-        # Memory that was written to through a view, with what it came through.
-        self._written: dict[int, frozenset[str]] = {}
+        # By memory, the tensor through which it was written to last.
+        self._written: dict[int, torch.Tensor] = {}
         owners: dict[int, tuple[torch.Tensor, set[str]]] = {}
         for name, slot in found.slots.items():
             if not slot.is_buffer:
@@ -112,18 +129,14 @@ class _Run:
         return any(self._inside)
 
     def forward(self, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Run the model, and return its outputs."""
         handles = []
         try:
             for module in self._layers:
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-            with inference(model), torch.random.fork_rng(devices=[]), _Dispatch(self):
-                result = model(*inputs)
-        except Exception as error:
-            raise ModelError(
-                f"the model does not take the example ({[tuple(t.shape) for t in inputs]}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            with torch.random.fork_rng(devices=[]), _Dispatch(self):
+                result = run_once(model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -155,7 +168,7 @@ class _Run:
                 self.trace.put(tensor, preds, labels)
             else:
                 self.trace.put_param(tensor, params, labels)
-        self._written |= {_memory(tensor): preds for tensor in call.written}
+        self._written |= {_memory(tensor): tensor for tensor in call.written}
 
     def _doubt(self, call: Call) -> None:
         """Where data meets parameters outside a layer, nobody knows which axes belong together."""
@@ -166,12 +179,23 @@ class _Run:
                 self.trace.visits[site].axis = UNKNOWN
 
     def _refresh(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Let go of what was known of tensors that were written to through another."""
+        """Take in what was written to tensors through another view of their memory."""
         for tensor in tensors if self._written else ():
-            came = self._written.get(_memory(tensor), frozenset())
-            known = self.trace.flow(tensor).preds
-            if not came <= known:
-                self.trace.put(tensor, came | known, unknown(tensor.dim()))
+            view = self._written.get(_memory(tensor), tensor)
+            known, came = self.trace.flow(tensor), self.trace.flow(view)
+            if not came.preds <= known.preds:
+                labels = self._overwritten(tensor, view)
+                self.trace.put(tensor, came.preds | known.preds, labels)
+
+    def _overwritten(self, tensor: torch.Tensor, view: torch.Tensor) -> Labels:
+        """Return the labels of a tensor of which ``view`` shows a part that was written to."""
+        strides = zip(view.shape, view.stride(), tensor.stride(), strict=False)
+        if view.dim() != tensor.dim() or any(s != t for size, s, t in strides if size > 1):
+            return unknown(tensor.dim())
+        old, new = self.trace.flow(tensor).labels, self.trace.flow(view).labels
+        placed = [self.trace.sliced(axis, n) for axis, n in zip(new, tensor.shape, strict=True)]
+        both = [(tuple(placed), tensor.shape), *([(old, tensor.shape)] if old else [])]
+        return self.trace.broadcast(both, tensor.dim())
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -195,6 +219,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _memory(tensor: torch.Tensor) -> int:
+    """Return the same number for tensors that share memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 
