@@ -330,10 +330,7 @@ def by_site(params):
 @pytest.mark.parametrize("name", FORMULAS)
 def test_canonical_arrays_compute_what_the_kind_says(name):
     build = FOUND[name][0]
-    if name == "rnn":
-        model = series(kl.SimpleRNN(H, name="r"))
-    else:
-        model = build()
+    model = series(kl.SimpleRNN(H, name="r")) if name == "rnn" else build()
     structure = BACKEND.describe(model)
     params = made_up(structure)
     BACKEND.write(model, structure, params)

@@ -486,7 +486,8 @@ def test_a_tied_output_layer():
     words, hidden = structure.sites
     assert words.preds == ("hidden",)
     assert hidden.preds == ("words",)
-    assert words.is_output and not hidden.is_output
+    assert words.is_output
+    assert not hidden.is_output
     assert structure.outputs[0].shape == (0, 5, 20)
     assert structure.why_not_portable() == ""
 
@@ -685,7 +686,8 @@ def test_a_text_cnn():
 
 
 def test_inputs_in_a_dictionary_and_a_mask_of_whole_numbers():
-    x = {"words": keras.Input((7,), dtype="int32"), "mask": keras.Input((7,), dtype="int64")}
+    kinds = {"words": "int32", "mask": "int64"}
+    x = {name: keras.Input((7,), dtype=kind, name=name) for name, kind in kinds.items()}
     y = kl.Embedding(20, 6)(x["words"])
     mask = ops.cast(ops.expand_dims(x["mask"], -1), "float32")
     model = keras.Model(x, kl.Dense(2)(ops.sum(y * mask, axis=1) / ops.sum(mask, axis=1)))
