@@ -276,10 +276,10 @@ def get_item(call: Call) -> Labels | None:
 def take(call: Call) -> Labels | None:
     """Rows of a table, or chosen places along an axis."""
     axis = call.axis()
-    if axis is None or len(call.operands) < 2:
+    if axis is None:
         return None
     call.trace.sliced(call.first[axis], 1)
-    places = call.operands[1]
+    places = call.operands[1] if len(call.operands) > 1 else Operand(None, ())
     between = places.named
     if places.labels is None and len(places.shape) == 1:
         between = (call.trace.sliced(call.first[axis], places.shape[0]),)
