@@ -160,19 +160,18 @@ def reduced(call: Call) -> Labels:
 
 
 def ordered(call: Call) -> Labels | None:
-    """What comes out depends on the order along an axis."""
-    axis = call.axis()
-    if axis is None:
-        return None
-    size = call.operands[0].shape[axis]
+    """What comes out depends on the order along one axis, or several."""
     labels = list(call.first)
-    labels[axis] = call.trace.sliced(labels[axis], size)
-    return tuple(labels)
+    places = [axis % len(labels) for axis in axes(call.operation.axis)]
+    for place in places:
+        labels[place] = call.trace.sliced(labels[place], call.operands[0].shape[place])
+    return tuple(labels) if places else None
 
 
 def arg_reduced(call: Call) -> Labels | None:
     """Numbers of places along an axis come out."""
-    labels, axis = ordered(call), call.axis()
+    axis = call.axis()
+    labels = ordered(call)
     if labels is None or axis is None or is_unknown(labels[axis]):
         return None
     return labels if len(call.shape) == len(labels) else labels[:axis] + labels[axis + 1 :]
