@@ -437,6 +437,10 @@ HOSTILE = {
     "manifest without hash": (raw(manifest('{"tensors":{"a":{}}}')), "no sha256 of tensor 'a'"),
     "manifest hash a number": (raw(manifest('{"tensors":{"a":{"sha256":1}}}')), "no sha256"),
     "manifest of another dtype": (raw(header({"a": ENTRY | {"dtype": "F32"}})), "F32.*header.*I32"),
+    "manifest with a shape of floats": (
+        raw(header(metadata={"ltcore": seal({"tensors": {"a": TOLD | {"shape": [2.0]}}})})),
+        r"\[2\.0\] in the manifest",
+    ),
     "manifest of another shape": (
         raw(header({"a": ENTRY | {"shape": [1, 2]}})),
         r"\[1, 2\].*\[2\]",

@@ -8,18 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ltcore.axes import UNKNOWN, Atom, is_unknown, letter, named, reshaped, tidy, unknown
 from ltcore.layouts import UNKNOWN_GROUP
-from ltcore.tracing import (
-    UNKNOWN,
-    Atom,
-    Trace,
-    is_unknown,
-    letter,
-    named,
-    reshaped,
-    tidy,
-    unknown,
-)
+from ltcore.tracing import Trace
 
 IMAGE = named(("N", "C", "S0", "S1"), (2, 5, 4, 3))
 

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from ltcore.axes import UNKNOWN, Labels, named, unknown
 from ltcore.parameters import Site
-from ltcore.tracing import UNKNOWN, Labels, Trace, named, unknown
+from ltcore.tracing import Trace
 from ltcore_keras._composites import COMPOSITES
 from ltcore_keras._inputs import BATCH
 from ltcore_keras._kinds import found_in

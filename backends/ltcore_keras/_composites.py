@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import keras
 from keras import layers as kl
 
-from ltcore.tracing import Axis, Labels, Trace, named, unknown
+from ltcore.axes import Axis, Labels, named, unknown
+from ltcore.tracing import Trace
 from ltcore_keras._names import sublayers
 from ltcore_keras._padding import padding_of
 from ltcore_keras._rules import as_images, channel_axis

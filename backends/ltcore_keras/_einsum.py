@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ltcore.tracing import Axis, Labels
+from ltcore.axes import Axis, Labels
 from ltcore_keras._layouts import Layout, permuted
 
 

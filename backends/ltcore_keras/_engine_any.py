@@ -4,7 +4,7 @@ Each engine has a file that overrides what it does in a way of its own; no other
 framework below Keras. An engine without a file can describe, read, write and call models.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -107,8 +107,13 @@ class Engine:
         if getattr(model, "train_function", None) is not None:
             model.make_train_function(force=True)
 
-    def listening(self, *, new: bool) -> None:
-        """Called when a ``new`` listener begins, or when what one does or is there changes."""
+    def listening(self, trained: Iterable[Any], *, new: bool) -> None:
+        """Called when a ``new`` listener begins, or when one changes what it does, or ends.
+
+        Args:
+            trained: models whose ``fit`` has compiled a step while somebody listened.
+            new: whether one begins.
+        """
 
     def heard(self) -> None:
         """Called when an optimizer makes an update, or when the step that makes it is traced."""

@@ -8,7 +8,7 @@ it, and updates are reported by callbacks to the host. Either is traced anew aft
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,12 +94,14 @@ class Jax(Engine):
         """Write in the step where there is one: its state is an argument of it."""
         yield not in_stateless_scope()
 
-    def listening(self, *, new: bool) -> None:
-        """Forget everything compiled if a step of the user's own may be among it.
+    def listening(self, trained: Iterable[Any], *, new: bool) -> None:
+        """Have every step traced anew: it has masks as constants in it.
 
-        It has masks as constants in it. For as long as somebody listens we hear of such steps;
-        what was traced before is not known.
+        Steps of the user's own go with everything compiled. While somebody listens we hear of
+        such steps; what was traced before is not known.
         """
+        for model in trained:
+            self.retrace(model)
         if new or self._by_hand:
             jax.clear_caches()  # type: ignore[no-untyped-call]
             self._by_hand = False

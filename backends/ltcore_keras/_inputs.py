@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from ltcore.arrays import Array
+from ltcore.axes import Labels, face_axes, spatial
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Labels, Trace, face_axes, spatial
+from ltcore.tracing import Trace
 from ltcore_keras._engine import as_numpy
 from ltcore_keras._layouts import moved_channels, to_numpy
 from ltcore_keras._names import walk

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import keras
 
-from ltcore.tracing import (
+from ltcore.axes import (
     Atom,
     Axis,
     Labels,
-    Trace,
     is_unknown,
     letter,
     named,
@@ -23,6 +22,7 @@ from ltcore.tracing import (
     spatial,
     unknown,
 )
+from ltcore.tracing import Trace
 from ltcore_keras._einsum import spelt_out
 from ltcore_keras._inputs import BATCH
 

@@ -1,6 +1,6 @@
 """Which operations and layers of Keras follow which rule."""
 
-from ltcore.tracing import Atom, Labels, reshaped
+from ltcore.axes import Atom, Labels, reshaped
 from ltcore_keras import _rules as rules
 from ltcore_keras._rules import Call, Rule, channel_axis
 

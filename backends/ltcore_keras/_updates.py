@@ -61,8 +61,6 @@ def listen(listener: Listener) -> None:
     new = all(ref() is not listener for ref in _listeners)
     if new:
         _listeners.append(weakref.ref(listener, lambda _: _rest_if_alone()))
-    ENGINE.listening(new=new)
-    _changed()
     if not _ears:
         _ears.append(Patch(keras.optimizers.Optimizer, "apply", _heard))
         _ears.append(Patch(keras.Model, "make_train_function", _traced_anew))
@@ -70,12 +68,14 @@ def listen(listener: Listener) -> None:
         if several:
             _ears.append(Patch(several, "apply", _heard_once))
         _ears.extend(ENGINE.ears(_live))
+    _changed()
+    ENGINE.listening(list(_traced), new=new)
 
 
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
-    ENGINE.listening(new=False)
     _forget(listener)
+    ENGINE.listening(list(_traced), new=False)
 
 
 def _forget(listener: Listener) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 
 from keras import layers as kl
 
-from ltcore.layouts import RECURRENT
-from ltcore.tracing import (
+from ltcore.axes import (
     UNKNOWN,
     Atom,
     Axis,
     Labels,
-    Trace,
     letter,
     named,
     reshaped,
     spatial,
     unknown,
 )
+from ltcore.layouts import RECURRENT
+from ltcore.tracing import Trace
 from ltcore_keras._einsum import Equation
 from ltcore_keras._kinds import norm_axes, slope_axis
 from ltcore_keras._rules import as_images, channel_axis

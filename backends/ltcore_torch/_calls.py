@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ltcore.tracing import Atom, Axis, Labels, Trace, unknown
+from ltcore.axes import Atom, Axis, Labels, unknown
+from ltcore.tracing import Trace
 from ltcore_torch._layouts import tensors_in
 
 

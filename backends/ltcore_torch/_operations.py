@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from ltcore.tracing import UNKNOWN, Axis, Labels, is_unknown, tidy, unknown
+from ltcore.axes import UNKNOWN, Axis, Labels, is_unknown, tidy, unknown
 from ltcore_torch import _rules as rules
 from ltcore_torch._calls import Call
 

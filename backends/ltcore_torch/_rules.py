@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ltcore.tracing import (
+from ltcore.axes import (
     UNKNOWN,
     Atom,
     Axis,

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ltcore.axes import UNKNOWN, Labels, face_axes, spatial, unknown
 from ltcore.errors import ModelError
 from ltcore.layouts import UNKNOWN_GROUP
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import UNKNOWN, Labels, Trace, face_axes, spatial, unknown
+from ltcore.tracing import Trace
 from ltcore_torch._calls import Call, anonymous
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import Inventory

@@ -6,17 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltcore.tracing import (
-    UNKNOWN,
-    Atom,
-    Axis,
-    Labels,
-    Trace,
-    letter,
-    named,
-    spatial,
-    unknown,
-)
+from ltcore.axes import UNKNOWN, Atom, Axis, Labels, letter, named, spatial, unknown
+from ltcore.tracing import Trace
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import Layer, Place
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ltcore.arrays import Array, Params, own
+from ltcore.axes import face_axes
 from ltcore.backend import MaskHandle, Watch
 from ltcore.errors import ModelError, ModelNotBuiltError
 from ltcore.masks import Masks
@@ -18,7 +19,7 @@ from ltcore.parameters import Interface, Role, Site, Structure
 from ltcore.testing.reference_hold import NumpyHold, NumpyWatch
 from ltcore.testing.reference_layers import Layer
 from ltcore.testing.reference_model import NumpyModel, differentiate
-from ltcore.tracing import Trace, face_axes
+from ltcore.tracing import Trace
 
 
 class ReferenceBackend:

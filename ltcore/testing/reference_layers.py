@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ltcore.arrays import Array
-from ltcore.tracing import Axis, Labels, named, reshaped, spatial
+from ltcore.axes import Axis, Labels, named, reshaped, spatial
 
 
 class Layer:
