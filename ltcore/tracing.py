@@ -84,7 +84,8 @@ class Trace(Orders):
         if not params or not preds:
             return preds, params
         for site in params:
-            self.visits.setdefault(site, Visit()).preds |= preds
+            # A bias meets what its own weight made: that is no way back.
+            self.visits.setdefault(site, Visit()).preds |= preds - params
             self.pin({(Atom(f"F:{site}", 1, 0),)})
         return params, frozenset()
 
@@ -97,11 +98,16 @@ class Trace(Orders):
             axis: what its input features are; None where they have no order to speak of (token
                 numbers, channels that a norm treats apart from each other).
         """
+        came = self.preds(inputs)
+        for tensor in inputs:  # a parameter that takes the place of data (learned queries)
+            params = self.flow(tensor).params
+            came |= params
+            self.pin((Atom(f"F:{name}", 1, 0),) for name in params)
         seen = self.visits.get(site)
         if seen is None:
-            self.visits[site] = Visit(set(self.preds(inputs)), axis or ())
+            self.visits[site] = Visit(set(came), axis or ())
             return
-        seen.preds |= self.preds(inputs)
+        seen.preds |= came
         # A layer that is used twice must meet the same order each time.
         if axis is not None and seen.axis != axis:
             seen.axis = self.combined(seen.axis, axis)

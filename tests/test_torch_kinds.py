@@ -18,6 +18,8 @@ from ltcore.errors import CapabilityError, TicketFileError  # noqa: E402
 from ltcore.masks import Masks  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
 IMAGE = (2, 4, 6, 7)
 SERIES = (2, 5, 6)
 
@@ -264,7 +266,6 @@ def test_attention_parts_mean_what_the_format_says():
     assert np.allclose(found.detach().numpy(), y, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("transposed", [False, True])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

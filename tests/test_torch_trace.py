@@ -309,6 +309,67 @@ def test_a_subclass_that_moves_axes_is_looked_into():
     assert sites["fc"].preds == ("norm",)
 
 
+def test_a_subclass_whose_input_fits_is_taken_for_its_base():
+    class Padded(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight * 2, self.bias)
+
+    model = nn.Sequential(Padded(2, 3, 2), nn.Flatten(), Scaled(60, 4))
+    sites = sites_of(model, torch.randn(2, 2, 4, 5))
+    assert sites["2"].in_group == (("C", 3), ("S0", 4), ("S1", 5))
+    assert sites["2"].preds == ("0",)
+
+
+def test_composed_layers_with_a_forward_of_their_own_are_looked_into():
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    class Memory(nn.GRU):
+        def forward(self, x, length):
+            return super().forward(x[:, :length])[0]
+
+    model = Net(
+        lambda net, x: net.out(net.memory(net.attention(net.fc(x)), 3)), fc=nn.Linear(3, 6),
+        attention=Attention(6, 2, batch_first=True), memory=Memory(6, 4), out=nn.Linear(4, 2),
+    )  # fmt: skip
+    sites = sites_of(model, torch.randn(2, 5, 3))
+    assert sites["attention.q"].preds == sites["attention.v"].preds == ("fc",)
+    assert sites["out"].preds == ("memory",)
+
+
+def test_a_layer_that_failed_and_was_done_without():
+    def run(net, x):
+        try:
+            x = net.a(x)
+        except RuntimeError:
+            x = net.b(x)
+        return net.out(x)
+
+    model = Net(run, a=nn.Linear(3, 4), b=nn.Linear(5, 4), out=nn.Linear(4, 2))
+    sites = sites_of(model, torch.randn(2, 5))
+    assert {name: site.preds for name, site in sites.items()} == {"a": (), "b": (), "out": ("b",)}
+
+
+def test_compiled_layers_inside_a_model_are_seen():
+    model = nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 4), backend="eager"))
+    sites = sites_of(model, torch.randn(2, 3))
+    assert sites["1"].preds == ("0",)
+
+
+def test_one_example_is_a_batch():
+    model = Net(
+        lambda net, x: net.out(x.flatten(0, 1)).view(len(x), -1, 2), out=nn.Linear(3, 2)
+    )  # fmt: skip
+    for batch in (1, 2):
+        structure = structure_of(model, torch.randn(batch, 5, 3))
+        assert structure.outputs[0].axes[0] == "N"
+
+
 # Attention.
 
 
@@ -452,6 +513,22 @@ def test_bert_is_known_completely(attention, inputs):
     assert [face.axes for face in structure.outputs] == [("N", "T", "F"), ("N", "F")]
 
 
+def test_learned_queries_are_what_attention_follows():
+    def run(net, x):
+        queries = net.queries.weight[None].expand(len(x), -1, -1)
+        return net.out(net.attention(queries, x, x)[0])
+
+    model = Net(
+        run, queries=nn.Embedding(4, 6), attention=nn.MultiheadAttention(6, 2, batch_first=True),
+        out=nn.Linear(6, 3),
+    )  # fmt: skip
+    structure = structure_of(model, torch.randn(2, 5, 6))
+    preds = {site.name: site.preds for site in structure.sites}
+    assert preds["attention.q"] == ("queries",)
+    assert preds["attention.k"] == preds["attention.v"] == ()
+    assert structure.outputs[0].axes[0] == "N"
+
+
 # Recurrent layers.
 
 
@@ -531,7 +608,7 @@ def test_a_cell_in_a_loop_is_a_layer():
 
 def test_a_state_from_another_layer_is_a_predecessor():
     model = Net(
-        lambda net, x, y: net.decoder(y, net.encoder(x)[1])[0],
+        lambda net, x, y: net.decoder(hx=net.encoder(x)[1], input=y)[0],
         encoder=nn.GRU(3, 5, 2, batch_first=True), decoder=nn.GRU(4, 5, 2, batch_first=True),
     )  # fmt: skip
     sites = sites_of(model, torch.randn(2, 6, 3), torch.randn(2, 7, 4))
@@ -659,6 +736,8 @@ def test_a_shared_weight_with_a_bias_of_its_own_visits_both():
     sites = sites_of(model, torch.randn(2, 4))
     assert [role.name for role in sites["b"].roles] == ["bias"]
     assert (sites["a"].preds, sites["b"].preds) == (("a",), ("a",))
+    assert sites["a"].is_output, "its weight is in what leaves b"
+    assert sites["b"].is_output
 
 
 def test_shared_weights_that_meet_a_flattened_image_are_unknown():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ltcore.axes import Atom, Axis, Labels
+from ltcore.axes import Atom, Axis, Labels, unknown
 from ltcore.tracing import Trace
 from ltcore_torch._layouts import tensors_in
 
@@ -64,7 +64,10 @@ class Call:
 
     def labels(self, tensor: torch.Tensor) -> Labels:
         """Return what is known of a tensor's axes; a constant's say nothing."""
-        return self.trace.flow(tensor).labels if self.knows(tensor) else ((),) * tensor.dim()
+        if not self.knows(tensor):
+            return ((),) * tensor.dim()
+        labels = self.trace.flow(tensor).labels
+        return labels if len(labels) == tensor.dim() else unknown(tensor.dim())
 
     def factor(self, tensor: torch.Tensor) -> Labels:
         """Return labels of a tensor that is not broadcast: a constant's axes have their sizes."""

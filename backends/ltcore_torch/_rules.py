@@ -72,26 +72,33 @@ def squeeze(call: Call, _result: torch.Tensor, _: int) -> Labels:
 def expand(call: Call, result: torch.Tensor, _: int) -> Labels:
     """Axes of size 1 are stretched, and new ones put in front.
 
-    In an image nobody can say what these are; elsewhere they are time or the like.
+    In an image nobody can say what these are; elsewhere they are the batch, time or the like.
     """
     labels = call.labels(call.main)
     extra = result.dim() - call.main.dim()
     image = any(letter(axis)[0] in "CS?" for axis in labels)
     old = (*(1,) * extra, *call.main.shape)
     return tuple(
-        axis if before == after else () if image else (Atom("T", 1, after),)
-        for axis, before, after in zip(((),) * extra + labels, old, result.shape, strict=True)
+        label if before == after else () if image else (Atom(_stretched(call, axis), 1, after),)
+        for axis, (label, before, after) in enumerate(
+            zip(((),) * extra + labels, old, result.shape, strict=True)
+        )
     )
 
 
 def repeat(call: Call, result: torch.Tensor, _: int) -> Labels:
     """The whole tensor is laid side by side several times."""
     labels, times = call.labels(call.main), call.args["repeats"]
-    extra = result.dim() - call.main.dim()
+    whole = ((),) * (result.dim() - call.main.dim()) + labels
     return tuple(
-        axis if n == 1 else (Atom("T", 1, n), *axis)
-        for axis, n in zip(((),) * extra + labels, times, strict=True)
+        label if n == 1 else (Atom(_stretched(call, axis), 1, n), *label)
+        for axis, (label, n) in enumerate(zip(whole, times, strict=True))
     )
+
+
+def _stretched(call: Call, axis: int) -> str:
+    """Parameters are stretched along the front to go with a batch of data."""
+    return "T" if axis or call.trace.flow(call.main).preds else "N"
 
 
 def reduce(call: Call, result: torch.Tensor, position: int) -> Labels:

@@ -34,7 +34,7 @@ def traced(model: nn.Module, found: Inventory, inputs: tuple[torch.Tensor, ...])
     for index, tensor in enumerate(inputs):
         run.trace.put_input(tensor, index, _input_axes(tensor, found.sites), tensor.shape)
     outputs = run.forward(model, inputs)
-    ends = [_output_labels(run.trace, tensor) for tensor in outputs]
+    ends = [_output_labels(run.trace, tensor, found.sites) for tensor in outputs]
     sites = run.trace.placed(found.sites, outputs)
     faces = [_input_face(run.trace, tensor, i, sites) for i, tensor in enumerate(inputs)]
     return Structure(
@@ -75,18 +75,23 @@ def _disordered(trace: Trace, inputs: int) -> str:
 
 def _input_axes(tensor: torch.Tensor, sites: Sequence[Site]) -> tuple[str, ...]:
     rank = tensor.dim()
-    one_dimensional = any(s.kind in ("conv", "depthwise", "conv_transpose") and s.roles
-                          and len(s.roles[0].shape) == 3 for s in sites)  # fmt: skip
-    if rank >= 4 or (rank == 3 and one_dimensional):
+    if rank >= 4 or (rank == 3 and _is_one_dimensional(sites)):
         return ("N", "C", *spatial(rank - 2))
     if not tensor.is_floating_point():
         return ("N", *("T",) * (rank - 1))[:rank]
     return ("N", *("T",) * (rank - 2), "F") if rank > 1 else ("N",) * rank
 
 
-def _output_labels(trace: Trace, tensor: torch.Tensor) -> Labels:
+def _is_one_dimensional(sites: Sequence[Site]) -> bool:
+    """Whether data of three axes are images of one dimension: something convolves them."""
+    convolutions = ("conv", "depthwise", "conv_transpose")
+    return any(s.kind in convolutions and len(s.roles[0].shape) == 3 for s in sites)
+
+
+def _output_labels(trace: Trace, tensor: torch.Tensor, sites: Sequence[Site]) -> Labels:
     labels = trace.flow(tensor).labels or unknown(tensor.dim())
-    return trace.as_image(labels, 1) if tensor.dim() > 3 else labels
+    is_image = tensor.dim() > 3 or (tensor.dim() == 3 and _is_one_dimensional(sites))
+    return trace.as_image(labels, 1) if is_image else labels
 
 
 def _mixed(trace: Trace, ends: Sequence[Labels]) -> bool:
@@ -104,7 +109,10 @@ def _input_face(trace: Trace, tensor: torch.Tensor, index: int, sites: Sequence[
 def _face(tensor: torch.Tensor, labels: Labels, vocabulary: int | None = None) -> Interface:
     # Probe inputs are made in float32 and cast to the model's dtype where they enter it.
     dtype = "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return Interface(face_axes(labels), (0, *tensor.shape[1:]), dtype, vocabulary)
+    axes = face_axes(labels)
+    if labels[:1] == ((),):
+        axes = ("N", *axes[1:])  # the example is a single one
+    return Interface(axes, (0, *tensor.shape[1:]), dtype, vocabulary)
 
 
 class _Run:
@@ -134,7 +142,9 @@ class _Run:
         try:
             for module in self._layers:
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+                handles.append(
+                    module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                )
             with torch.random.fork_rng(devices=[]), _Dispatch(self):
                 result = run_once(model, inputs)
         finally:
@@ -147,7 +157,7 @@ class _Run:
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         observed = self._inside.pop()
-        if observed and not self.inside:
+        if observed and not self.inside and result is not None:  # None: it raised
             self._refresh(tensors_in((args, kwargs)))
             visit(self.trace, self._layers[module], args, kwargs, result)
 

@@ -22,16 +22,18 @@ def fits(layer: Layer, entered: Sequence[torch.Tensor]) -> bool:
 
     A subclass with a ``forward`` of its own may move axes around what its base computes.
     """
-    module, kind = layer.module, layer.places[0].part.kind
-    axis, size = _FEATURES.get(kind, lambda _: (0, 0))(module)
-    own_forward = not type(module).forward.__module__.startswith("torch.nn.modules")
-    if not own_forward or not size:
+    module = layer.module
+    if type(module).forward.__module__.startswith("torch.nn.modules."):
         return True
-    return bool(entered) and entered[0].dim() > 1 and entered[0].shape[axis] == size
+    expected = _FEATURES.get(layer.places[0].part.kind)
+    if expected is None or len(layer.places) > 1 or not entered:
+        return False
+    axis, size = expected(module)
+    return entered[0].dim() > 1 and entered[0].shape[axis] == size
 
 
 _FEATURES: dict[str, Callable[[Any], tuple[int, int]]] = {
-    "linear": lambda module: (-1, getattr(module, "in_features", 0)),
+    "linear": lambda module: (-1, module.in_features),
     "conv": lambda module: (1, module.in_channels),
     "depthwise": lambda module: (1, module.in_channels),
     "conv_transpose": lambda module: (1, module.in_channels),
@@ -61,7 +63,7 @@ def _labels(trace: Trace, tensor: torch.Tensor) -> Labels:
     """Return the labels of what enters a layer; a constant (positions) is time or the like."""
     flow = trace.flow(tensor)
     if flow.preds or flow.params:
-        return flow.labels
+        return flow.labels if len(flow.labels) == tensor.dim() else unknown(tensor.dim())
     return tuple((Atom("T", 1, size),) if size != 1 else () for size in tensor.shape)
 
 
@@ -76,7 +78,7 @@ def _enter(trace: Trace, place: Place, entered: Sequence[Any], axis: Axis | None
 
 
 def _leaves(place: Place) -> set[str]:
-    return {place.own} if place.own else set(place.owners)
+    return {name for name in (place.own, *place.owners) if name}
 
 
 def _made(trace: Trace, place: Place, size: int) -> Axis:
@@ -185,8 +187,7 @@ def _weight_labels(weights: torch.Tensor) -> Labels:
 
 def _recurrent(trace: Trace, layer: Layer, args: Any, kwargs: Any, result: Any) -> None:
     module: Any = layer.module
-    x, *others = tensors_in((args, kwargs))
-    states = [tensor for tensor in others if tensor.is_floating_point()]
+    x, states = _steps_and_states(args, kwargs)
     width = 2 if module.bidirectional else 1
     labels = _labels(trace, x)
     before: Any = x
@@ -204,8 +205,14 @@ def _recurrent(trace: Trace, layer: Layer, args: Any, kwargs: Any, result: Any) 
         trace.put(state, met, named(names, state.shape))
 
 
+def _steps_and_states(args: Any, kwargs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return what a recurrent layer reads, packed or not, and what it starts from."""
+    given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+    return tensors_in(given["input"])[0], tensors_in(given.get("hx"))
+
+
 def _cell(trace: Trace, place: Place, args: Any, kwargs: Any, result: Any) -> None:
-    x, *states = tensors_in((args, kwargs))
+    x, states = _steps_and_states(args, kwargs)
     labels = _labels(trace, x)
     _enter(trace, place, [x, *states], _features(labels, x, -1))
     for name in _leaves(place):  # from one step to the next it follows itself
