@@ -8,7 +8,9 @@ order (time, heads, features among themselves) is the same on both sides.
 import math
 from collections.abc import Iterable, Sequence
 
+from ltcore import layouts
 from ltcore.axes import (
+    SEAM,
     UNKNOWN,
     Atom,
     Axis,
@@ -17,6 +19,8 @@ from ltcore.axes import (
     letter,
     letters,
     mixes,
+    parts,
+    size_of,
     symbols,
     tidy,
 )
@@ -99,13 +103,15 @@ class Orders:
         return tuple(found[index] for index in right)
 
     def concatenated(self, axes: Sequence[Axis]) -> Axis:
-        """Return the axis of parts that follow each other; a flattened part loses its order."""
+        """Return the axis of parts that follow each other."""
         self.pin(axes)
-        if any(mixes(axis) or is_unknown(axis) for axis in axes):
+        if any(is_unknown(axis) for axis in axes):
             return UNKNOWN
+        if any(mixes(axis) for axis in axes):
+            return tuple(atom for axis in axes for atom in (SEAM, *axis))[1:]
         names = {letter(axis) for axis in axes if tidy(axis)}
         name = names.pop() if len(names) == 1 else "F"
-        return (Atom(name, 1, sum(math.prod(atom.size for atom in axis) for axis in axes)),)
+        return (Atom(name, 1, sum(map(size_of, axes))),)
 
     def sliced(self, axis: Axis, size: int) -> Axis:
         """Return the axis of which ``size`` neighbours are left."""
@@ -158,10 +164,13 @@ class Orders:
             return self._symbol_group(ordered[0]) if self._is_whole(axis) else UNKNOWN_GROUP
         if not mixes(axis):
             return None
-        group = tuple((atom.name, atom.size) for atom in axis)
-        # Pieces of one axis that others part have no order that both frameworks would agree on.
-        whole = len({name for name, _ in group}) == len(group)
-        return group if whole and letters(axis) == {"C", "S"} else UNKNOWN_GROUP
+        found: list[tuple[str, int]] = []
+        for part in parts(axis):
+            if mixes(part) and letters(part) != {"C", "S"}:
+                return UNKNOWN_GROUP
+            order = [(a.name, a.size) for a in part] if mixes(part) else [("F", size_of(part))]
+            found += [layouts.SEAM, *order]
+        return tuple(found[1:])
 
     def _symbol_group(self, name: str) -> AxisGroup | None:
         root = self._root(name)
@@ -186,6 +195,8 @@ class Orders:
         """Features ``name`` lie as ``axis`` does."""
         if self._is_whole(axis):
             self._unite(name, axis[0].name)
+        elif SEAM in axis:
+            self._groups[self._root(name)] = UNKNOWN_GROUP
         elif mixes(axis):
             self._settle(name, tuple((atom.name, atom.size) for atom in tidy(axis)))
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ltcore.arrays import Array, Params
 from ltcore.errors import InvalidValueError, NothingPrunableError
-from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
+from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, group_size, reorder, segments
 
 MAX_FACE = 1 << 26
 """Numbers in one example of an input or output; a probe makes such arrays."""
@@ -208,9 +208,9 @@ def _check_site(site: Site, names: set[str]) -> None:
     if strangers:
         raise InvalidValueError(f"site {site.name!r} follows {sorted(strangers)}, which is no site")
     for group, axes in _grouped_axes(site):
-        sizes = [size for _, size in group]
+        whole = all(size > 0 for part in segments(group) for _, size in part)
         for role, axis in axes:
-            if min(sizes) < 1 or math.prod(sizes) != role.shape[axis]:
+            if not whole or group_size(group) != role.shape[axis]:
                 raise InvalidValueError(
                     f"site {site.name!r}: features {group} do not make an axis of "
                     f"{role.shape[axis]}"

@@ -4,7 +4,6 @@ They are known by name to keep, drop, move, cut or merge axes in a certain way. 
 a table makes its axes unknown, and exchange then refuses.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ltcore.axes import (
     letter,
     named,
     reshaped,
+    size_of,
     spatial,
     unknown,
 )
@@ -114,7 +114,7 @@ def runs_keras(layer: Any) -> bool:
 
 def fitted(trace: Trace, axis: Axis, size: int) -> Axis:
     """Return ``axis`` where an operation may have left ``size`` of it."""
-    if math.prod(atom.size for atom in axis) == size and not is_unknown(axis):
+    if size_of(axis) == size and not is_unknown(axis):
         return axis
     rest = trace.sliced(axis, size)
     return rest or () if size != 1 or is_unknown(axis) else (Atom(letter(axis), 1, 1),)
@@ -321,7 +321,7 @@ def broadcast_to(call: Call) -> Labels:
     old = ((),) * new + call.first
     return tuple(
         (Atom("N" if place == 0 and size == BATCH else "T", 1, size),)
-        if math.prod(atom.size for atom in axis) == 1 != size
+        if size_of(axis) == 1 != size
         else axis
         for place, (axis, size) in enumerate(zip(old, call.shape, strict=True))
     )
