@@ -133,15 +133,18 @@ class Orders:
         channel_axis %= len(labels)
         others = [axis for axis in range(1, len(labels)) if axis != channel_axis]
         places = {channel_axis: "C"} | {axis: f"S{i}" for i, axis in enumerate(others)}
-        if not any(
-            symbols((labels[axis],)) and not self._is_whole(labels[axis]) for axis in places
-        ):
+        cut = [
+            axis for axis in places if symbols((labels[axis],)) and not self._is_whole(labels[axis])
+        ]
+        if not cut:
             return labels
         parts = [(atom, places[axis]) for axis in places for atom in labels[axis]]
         roots = {self._root(atom.name) for atom, _ in parts}
         parts.sort(key=lambda part: -part[0].stride)
         if len(roots) != 1 or not self._tiles([atom for atom, _ in parts]):
             self.pin(labels[axis] for axis in places)
+            if len(cut) == 1:
+                return labels  # pieces along one axis alone: no order between axes to prove
             return tuple(UNKNOWN if axis in places else labels[axis] for axis in range(len(labels)))
         self._settle(parts[0][0].name, tuple((place, atom.size) for atom, place in parts))
         sizes = [math.prod(atom.size for atom in axis) for axis in labels]

@@ -163,6 +163,15 @@ def test_one_channel_or_one_pixel_needs_no_order():
     assert trace.out_group("other") is None
 
 
+def test_pieces_along_one_axis_alone_are_no_image():
+    trace = Trace()
+    labels = reshaped((*named("N", (2,)), trace.features("dense", 12)), (2, 12), (2, 4, 3))
+    steps = (labels[0], *named("T", (5,)), labels[2])  # the other axis was summed over
+    assert trace.as_image(steps, -1) == steps
+    trace.as_image(labels, -1)
+    assert trace.out_group("dense") == UNKNOWN_GROUP, "its order is shared by now"
+
+
 def test_two_orders_for_one_layer_are_no_order():
     trace = Trace()
     labels = (*named("N", (2,)), trace.features("dense", 60))

@@ -160,19 +160,18 @@ def reduced(call: Call) -> Labels:
 
 
 def ordered(call: Call) -> Labels | None:
-    """What comes out depends on the order along an axis."""
-    axis = call.axis()
-    if axis is None:
-        return None
-    size = call.operands[0].shape[axis]
+    """What comes out depends on the order along one axis, or several."""
     labels = list(call.first)
-    labels[axis] = call.trace.sliced(labels[axis], size)
-    return tuple(labels)
+    places = [axis % len(labels) for axis in axes(call.operation.axis)]
+    for place in places:
+        labels[place] = call.trace.sliced(labels[place], call.operands[0].shape[place])
+    return tuple(labels) if places else None
 
 
 def arg_reduced(call: Call) -> Labels | None:
     """Numbers of places along an axis come out."""
-    labels, axis = ordered(call), call.axis()
+    axis = call.axis()
+    labels = ordered(call)
     if labels is None or axis is None or is_unknown(labels[axis]):
         return None
     return labels if len(call.shape) == len(labels) else labels[:axis] + labels[axis + 1 :]
@@ -276,10 +275,10 @@ def get_item(call: Call) -> Labels | None:
 def take(call: Call) -> Labels | None:
     """Rows of a table, or chosen places along an axis."""
     axis = call.axis()
-    if axis is None or len(call.operands) < 2:
+    if axis is None:
         return None
     call.trace.sliced(call.first[axis], 1)
-    places = call.operands[1]
+    places = call.operands[1] if len(call.operands) > 1 else Operand(None, ())
     between = places.named
     if places.labels is None and len(places.shape) == 1:
         between = (call.trace.sliced(call.first[axis], places.shape[0]),)
