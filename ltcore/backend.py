@@ -121,11 +121,15 @@ class Backend(Protocol):
         """Put the model in a mode that `get_mode` returned for it."""
         ...
 
-    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: Any, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was.
 
+        With ``names``, those alone, of the same values.
+
         Raises:
-            CapabilityError: a layer does not say how it is initialized; names it.
+            CapabilityError: a layer that is wanted does not say how it is initialized; names it.
         """
         ...
 

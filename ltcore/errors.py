@@ -3,6 +3,8 @@
 Each is also the builtin a caller would reach for, so ``except ValueError`` keeps working.
 """
 
+import re
+
 
 class LtcoreError(Exception):
     """Root of all errors that ltcore raises on purpose."""
@@ -82,3 +84,14 @@ class TicketFileError(LtcoreError, ValueError):
 
 class CheckpointError(LtcoreError, ValueError):
     """A checkpoint of a framework or another tool cannot be trusted, read or written."""
+
+
+def gist(error: BaseException) -> str:
+    """Return the type of somebody's error and the first line of it that says something.
+
+    Keras adds colours, a frame, and every argument of the layer.
+    """
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line and not line.startswith("Exception encountered when")]
+    return f"{type(error).__name__}: {told[0][:500] if told else 'no message'}"

@@ -153,12 +153,17 @@ def place(
             f"paired layers compute the same outputs but would not train alike: {differences}",
             stacklevel=4,
         )
-    outputs = set(pairing.head_params())
     if weights == "ticket":
         backend.write(model, structure, pairing.params(record.weights()))
-    if weights == "reinit" or head == "reinit":
-        drawn = backend.redraw(model, structure, seed)
-        fresh = {n for n in drawn if weights == "reinit" and (n not in outputs or head != "keep")}
-        fresh |= outputs if head == "reinit" else set()
-        backend.write(model, structure, {n: a for n, a in drawn.items() if n in fresh})
+    if fresh := _fresh(pairing, weights, head):
+        backend.write(model, structure, backend.redraw(model, structure, seed, fresh))
     return masks
+
+
+def _fresh(pairing: Pairing, weights: Weights, head: Head) -> list[str]:
+    """Return the parameters that are drawn anew."""
+    outputs = pairing.head_params()
+    body = [name for name in pairing.target.shapes if name not in outputs]
+    return (body if weights == "reinit" else []) + (
+        outputs if head == "reinit" or (weights == "reinit" and head == "error") else []
+    )

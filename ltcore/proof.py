@@ -7,10 +7,10 @@ from typing import Any
 
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
-from ltcore.errors import LtcoreError, ProbeMismatchError
+from ltcore.errors import LtcoreError, ProbeMismatchError, gist
 from ltcore.matching import Match, ambiguous, tie_classes
 from ltcore.pairing import Pairing
-from ltcore.parameters import Structure, in_native_order
+from ltcore.parameters import Interface, Structure, in_native_order
 from ltcore.probe import (
     Gap,
     Probe,
@@ -141,7 +141,13 @@ class Prover:
         return compare(expected, found, tolerance, free_heads=bool(pairing.heads))
 
     def _outputs(self, target: Structure) -> tuple[Array, ...]:
-        inputs = probe_inputs(self._record.structure)
+        inputs = [
+            _fitted(array, face)
+            for array, face in itertools.zip_longest(
+                probe_inputs(self._record.structure), target.inputs or ()
+            )
+            if array is not None
+        ]
         try:
             return self._backend.forward(self._model, target, inputs)
         except LtcoreError:
@@ -150,5 +156,19 @@ class Prover:
             shapes = [face.shape for face in self._record.structure.inputs or ()]
             raise ProbeMismatchError(
                 f"the model does not take the inputs of the ticket's model, of canonical shapes "
-                f"{shapes} (0 is the batch): {type(error).__name__}: {error}"
+                f"{shapes} (0 is the batch): {gist(error)}"
             ) from error
+
+
+def _fitted(array: Array, face: Interface | None) -> Array:
+    """Return an input in the model's own shape, where only axes of size 1 are more or fewer.
+
+    Grey images come with or without their channel.
+    """
+    if face is None or _wide(array.shape[1:]) != _wide(face.shape[1:]):
+        return array
+    return array.reshape(len(array), *face.shape[1:])
+
+
+def _wide(sizes: Sequence[int]) -> list[int]:
+    return [size for size in sizes if size != 1]

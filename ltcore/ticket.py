@@ -14,7 +14,7 @@ from ltcore import exchange, ticketfile
 from ltcore._version import __version__
 from ltcore.arrays import Params
 from ltcore.backend import Backend
-from ltcore.errors import HoldError
+from ltcore.errors import HoldError, gist
 from ltcore.exchange import Head, Weights
 from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
 from ltcore.mappingfile import resolve_mapping
@@ -210,7 +210,7 @@ def _probe(
     try:
         probe = record_probe(backend, model, structure, masks.apply(params))
     except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
-        why = f"the model fails on made-up inputs: {type(error).__name__}: {error}"
+        why = f"the model fails on made-up inputs: {gist(error)}"
     else:
         if probe is None or probe.is_finite():
             return probe

@@ -206,7 +206,8 @@ def test_names_do_not_depend_on_what_was_built_before():
         "bidirectional.forward_lstm.lstm_cell.w_hh",
         "bidirectional.backward_lstm.lstm_cell.w_ih",
         "bidirectional.backward_lstm.lstm_cell.w_hh",
-        "dense.weight", "dense.bias", "my_own.weight", "my_own.bias", "dense_1.weight", "dense_1.bias",
+        "dense.weight", "dense.bias", "my_own.weight", "my_own.bias",
+        "dense_1.weight", "dense_1.bias",
         "sequential.dense.weight", "sequential.dense.bias",
     ]  # fmt: skip
 

@@ -260,3 +260,27 @@ def test_unequal_masks_on_biases_that_become_one_are_refused():
     twin = keras.Model(inputs, L.Dense(2)(L.LSTM(5, return_sequences=True)(inputs)))
     ticket = ticket_of(source, x, prunable=["lstm.b_ih", "*.w_hh"])
     refused(ticket, twin, MatchError, "the biases of 'lstm' have different masks")
+
+
+def test_grey_images_come_with_or_without_their_channel():
+    x = np.random.default_rng(1).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3))
+    ticket = ticket_of(source, x)
+    twin = keras.Sequential([L.Input((8, 8)), L.Flatten(), L.Dense(9, "relu"), L.Dense(3)])
+    ticket.apply(twin)
+    assert np.abs(outputs(twin, x[:, 0]) - outputs(source, x)).max() < 1e-5
+    lt.held(twin).release()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3))
+    ticket_of(twin, x[:, 0]).apply(other, example=x[:1])
+    assert np.abs(outputs(twin, x[:, 0]) - outputs(other, x)).max() < 1e-5
+
+
+def test_a_model_that_takes_other_inputs_is_told_in_a_line():
+    ticket = ticket_of(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)))
+    inputs = L.Input((2, 3))
+    twin = keras.Model(inputs, L.Dense(2)(L.Dense(4, "relu")(L.Reshape((6,))(inputs))))
+    with pytest.raises(MatchError) as told:
+        ticket.apply(twin)
+    assert "\n" not in str(told.value)
+    assert "\x1b" not in str(told.value)
+    assert len(str(told.value)) < 800

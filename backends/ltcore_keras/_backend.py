@@ -99,10 +99,12 @@ class KerasBackend:
     def set_mode(self, model: Any, mode: None) -> None:
         """Nothing to set."""
 
-    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: Any, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializers."""
         slots = sites_of(model)[1]
-        return _canonical(redrawn(slots, seed), slots)
+        return _canonical(redrawn(slots, seed, slots if names is None else names), slots)
 
     def forward(
         self, model: Any, structure: Structure, inputs: Sequence[Array]

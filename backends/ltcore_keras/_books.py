@@ -11,12 +11,13 @@ from ltcore.axes import UNKNOWN, Labels, named, unknown
 from ltcore.parameters import Site
 from ltcore.tracing import Trace
 from ltcore_keras._composites import COMPOSITES
+from ltcore_keras._composites import Rule as CompositeRule
 from ltcore_keras._inputs import BATCH
 from ltcore_keras._kinds import found_in
 from ltcore_keras._names import own_variables, walk
 from ltcore_keras._padding import padding_of
 from ltcore_keras._places import NOWHERE
-from ltcore_keras._rules import Call, Operand, Rule, after, runs_keras
+from ltcore_keras._rules import Call, Operand, Rule, after, rule_for, runs_keras
 from ltcore_keras._slots import Slot
 from ltcore_keras._symbolic import tensors
 from ltcore_keras._tables import LAYERS, OPERATIONS
@@ -38,7 +39,6 @@ class Books:
         self._names: dict[int, list[str]] = {}
         self._of_variable: dict[int, str] = {}
         self._owning: dict[int, bool] = {}
-        self._read: dict[int, Any] = {}
         for name, slot in slots.items():
             site = name.rpartition(".")[0]
             if site not in self._kinds:
@@ -48,26 +48,26 @@ class Books:
             self._of_variable[id(slot.variable)] = site
             self.trace.put_param(slot.variable, {site}, _anonymous(slot.variable))
 
-    def operation(self, operation: Any, args: Sequence[Any], outputs: Any) -> None:
+    def operation(self, operation: Any, args: Sequence[Any], out: Any, read: Sequence[Any]) -> None:
         """Book a ``keras.ops`` function."""
         entered = [leaf for leaf in keras.tree.flatten(args) if hasattr(leaf, "shape")]
         for leaf in entered:
-            self._attribute(leaf)
+            self._attribute(leaf, read)
         preds, params = self.trace.passed(entered)
-        self._put(operation, OPERATIONS, entered, args, tensors(outputs), preds, params)
+        self._put(operation, OPERATIONS, entered, args, tensors(out), preds, params)
 
     def layer(self, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         """Book a layer: one with sites, one without weights, or a black box."""
         given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
         data = {name: one for name, one in given.items() if not name.endswith("mask")}
         entered, outputs = tensors(list(data.values())), tensors(out)
-        composite = next((rule for cls, rule in COMPOSITES if isinstance(layer, cls)), None)
+        composite = _composite(layer)
         if not self.owns_sites(layer):
             preds = self.trace.preds(entered)
             self._put(layer, LAYERS, entered, args, outputs, preds, frozenset())
-        elif composite and runs_keras(layer) and composite(self, layer, data, out):
+        elif composite and composite(self, layer, data, out):
             pass
-        elif self.is_site(layer):
+        elif self._kind(layer) != "raw":
             self._visit(layer, entered, outputs)
         else:
             self._black_box(layer, entered, outputs)
@@ -81,9 +81,11 @@ class Books:
         labels, rank = self.trace.flow(tensor).labels, len(tensor.shape)
         return labels if len(labels) == rank else unknown(rank)
 
-    def is_site(self, layer: Any) -> bool:
-        """Whether the layer itself is one of a known kind, with its own weights or another's."""
-        return self._kind(layer) != "raw"
+    def knows(self, layer: Any) -> bool:
+        """Whether there is a rule for the layer as a whole."""
+        if self._kind(layer) != "raw" or _composite(layer):
+            return True
+        return not self.owns_sites(layer) and rule_for(layer, LAYERS) is not None
 
     def owns_sites(self, layer: Any) -> bool:
         """Whether the layer, or one inside it, is a site."""
@@ -91,14 +93,9 @@ class Books:
             self._owning[id(layer)] = any(self._owners(inner) for _, inner in walk(layer))
         return self._owning[id(layer)]
 
-    def was_read(self, variable: Any) -> None:
-        """Note that what comes next may be made of a parameter."""
-        if id(variable) in self._of_variable:
-            self._read[id(variable)] = variable
-
-    def stands_for(self, symbol: Any, constant: Any) -> None:
+    def stands_for(self, symbol: Any, constant: Any, read: Sequence[Any]) -> None:
         """Note what a symbol is that a layer gets in place of a constant."""
-        self._attribute(constant)
+        self._attribute(constant, read)
         params = self.trace.flow(constant).params
         letters = ["T"] * len(symbol.shape)
         if letters and "float" in symbol.dtype:
@@ -178,7 +175,7 @@ class Books:
         known = isinstance(tensor, keras.KerasTensor) or self.trace.flow(tensor).params
         return Operand(self.labels(tensor) if known else None, tuple(tensor.shape))
 
-    def _attribute(self, tensor: Any) -> None:
+    def _attribute(self, tensor: Any, read: Sequence[Any]) -> None:
         """Note of a concrete tensor which parameters it must be made of: what was read, by shape.
 
         Keras runs operations on variables alone at once, and nobody sees them.
@@ -188,21 +185,32 @@ class Books:
         if self.trace.flow(tensor).params or not keras.ops.is_tensor(tensor):
             return
         made_of = {
-            self._of_variable[key]
-            for key, variable in self._read.items()
-            if _may_come_from(tuple(tensor.shape), tuple(variable.shape))
+            self._of_variable[id(variable)]
+            for variable in read
+            if id(variable) in self._of_variable
+            and _may_come_from(tuple(tensor.shape), tuple(variable.shape))
         }
         if made_of:
             self.trace.put_param(tensor, made_of, _anonymous(tensor))
 
 
+def _composite(layer: Any) -> CompositeRule | None:
+    if not runs_keras(layer):
+        return None
+    return next((rule for cls, rule in COMPOSITES if isinstance(layer, cls)), None)
+
+
 def _may_come_from(shape: tuple[int, ...], source: tuple[int, ...]) -> bool:
-    """Whether an array of ``source`` shape was moved, reshaped or sliced to ``shape``."""
+    """Whether an array of ``source`` shape was reshaped, sliced or repeated to ``shape``."""
     if np.prod(shape) == np.prod(source):
         return True
-    if len(shape) != len(source) or not shape or not shape[-1] == source[-1] > 1:
+    width = min(len(shape), len(source))
+    if not width or not shape[-1] == source[-1] > 1:
         return False
-    return all(new <= old for new, old in zip(shape, source, strict=True))
+    pairs = list(zip(shape[-width:], source[-width:], strict=True))
+    is_slice = len(shape) == len(source) and all(new <= old for new, old in pairs)
+    is_repeated = len(shape) >= len(source) and all(old in (1, new) for new, old in pairs)
+    return is_slice or is_repeated
 
 
 def _anonymous(tensor: Any) -> Labels:

@@ -58,7 +58,7 @@ class Torch(Engine):
                 rows = mask.value[tuple(values.indices())]
                 kept = super().where_kept(rows, values.values())
                 return torch.sparse_coo_tensor(
-                    values.indices(), kept, values.shape, is_coalesced=True
+                    values.indices(), kept, values.shape, is_coalesced=True, check_invariants=False
                 )
             return super().where_kept(mask, values)
 

@@ -58,9 +58,9 @@ def _initializer(name: str, slot: Slot) -> Any:
     own = slot.variable.name
     # recurrent_kernel has a recurrent_initializer; DepthwiseConv2D calls that of its kernel so.
     words = (own, own.removesuffix("_kernel"), own.removeprefix("reverse_"), "depthwise")
-    if not (is_known(slot.layer) or of_keras(type(slot.layer))):
-        words = ()  # the attribute need not be all there is to know
-    found = (getattr(slot.layer, f"{one}_initializer", None) for one in words)
+    # In a layer of the user's the attribute need not be all there is to know.
+    tells = is_known(slot.layer) or of_keras(type(slot.layer))
+    found = (getattr(slot.layer, f"{one}_initializer", None) for one in words if tells)
     initializer = next((one for one in found if one is not None), None)
     if initializer is None and own == "scale" and _is_rmsnorm(slot.layer):
         return keras.initializers.Ones()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
@@ -122,7 +123,10 @@ def _of_keras(optimizer: Any) -> bool:
 
 
 def _config(optimizer: Any) -> dict[str, Any]:
-    config: dict[str, Any] = optimizer.get_config()
+    with warnings.catch_warnings():
+        # Keras 3.15 with numpy 2.4: reading the learning rate makes numpy warn.
+        warnings.filterwarnings("ignore", "__array__ impl", DeprecationWarning)
+        config: dict[str, Any] = optimizer.get_config()
     rate = getattr(optimizer, "_learning_rate", None)
     if "learning_rate" in config and not isinstance(rate, keras.Variable):
         config["learning_rate"] = rate  # a schedule of the user's own need not be loadable

@@ -85,7 +85,7 @@ Rule = Callable[[Call], Labels | None]
 
 def after(call: Call, table: Mapping[str, Rule]) -> Labels:
     """Return the labels of the result of an operation without weights."""
-    rule = next((table[word] for word in _words(call.operation) if word in table), None)
+    rule = rule_for(call.operation, table)
     labels = rule(call) if rule and call.flows else None
     if labels is None or len(labels) != len(call.shape):
         return unknown(len(call.shape))
@@ -94,11 +94,12 @@ def after(call: Call, table: Mapping[str, Rule]) -> Labels:
     )
 
 
-def _words(operation: Any) -> list[str]:
-    """Return the name of Keras's own class; a subclass with a ``call`` of its own has none."""
+def rule_for(operation: Any, table: Mapping[str, Rule]) -> Rule | None:
+    """Return the rule for Keras's own class; a subclass with a ``call`` of its own has none."""
     if not runs_keras(operation):
-        return []
-    return [cls.__name__ for cls in type(operation).__mro__ if of_keras(cls)]
+        return None
+    words = (cls.__name__ for cls in type(operation).__mro__ if of_keras(cls))
+    return next((table[word] for word in words if word in table), None)
 
 
 def of_keras(thing: Any) -> bool:

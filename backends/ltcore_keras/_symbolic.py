@@ -23,9 +23,12 @@ _CONSTANTS = (keras.Variable, np.ndarray)
 
 
 class Observer(Protocol):
-    """Hears of every operation outside layers, and of every layer that is not entered."""
+    """Hears of every operation outside layers, and of every layer that is not entered.
 
-    def operation(self, operation: Any, args: Sequence[Any], outputs: Any) -> None:
+    ``read`` are the variables whose values the code around has taken by now.
+    """
+
+    def operation(self, operation: Any, args: Sequence[Any], out: Any, read: Sequence[Any]) -> None:
         """Called after a ``keras.ops`` function."""
         ...
 
@@ -33,20 +36,16 @@ class Observer(Protocol):
         """Called after a layer."""
         ...
 
-    def is_site(self, layer: Any) -> bool:
-        """Whether the layer itself is a site of a known kind: nobody looks inside."""
+    def knows(self, layer: Any) -> bool:
+        """Whether there is a rule for the layer as a whole, so that nobody looks inside."""
         ...
 
     def owns_sites(self, layer: Any) -> bool:
         """Whether the layer, or one inside it, is a site."""
         ...
 
-    def stands_for(self, symbol: Any, constant: Any) -> None:
+    def stands_for(self, symbol: Any, constant: Any, read: Sequence[Any]) -> None:
         """Called when a layer that owns sites gets ``symbol`` in place of a ``constant``."""
-        ...
-
-    def was_read(self, variable: Any) -> None:
-        """Called when the model's code takes a variable's value."""
         ...
 
 
@@ -61,16 +60,6 @@ def run(model: Any, inputs: Any, observer: Observer) -> list[Any]:
     # Whatever the model writes to its variables on the way goes into the scope and is dropped.
     with _lock, _auto_names_kept(), calls.patched(), _Scope(calls):
         return tensors(model(inputs, training=False))
-
-
-def enters(layer: Any) -> bool:
-    """Whether to look inside: models, what the user wrote, and wrappers that only call a layer.
-
-    Keras's own composites (recurrent ones, attention) reshape in ways of their own.
-    """
-    if isinstance(layer, keras.Model | kl.Lambda | kl.SpectralNormalization):
-        return True
-    return not runs_keras(layer)
 
 
 class _Scope(keras.StatelessScope):  # type: ignore[misc]  # keras has no types
@@ -93,6 +82,7 @@ class _Calls:
         self._observer = observer
         self._thread = threading.get_ident()
         self._inside = 0
+        self._read: list[dict[int, Any]] = [{}]  # by each of the calls that we are in
         self._nodes: dict[int, tuple[Any, int, int]] = {}
 
     @contextmanager
@@ -111,14 +101,15 @@ class _Calls:
 
     def read(self, variable: Any) -> None:
         if not self._foreign() and not self._inside:
-            self._observer.was_read(variable)
+            self._read[-1][id(variable)] = variable
 
     def _call(self, original: Any, layer: Any, args: Any, kwargs: Any) -> Any:
         """Have a layer with sites called on symbols also where the model gives it constants."""
-        if not self._foreign() and not self._inside and self._observer.owns_sites(layer):
-            # A layer of the user's may look at a constant that comes beside its input.
-            if runs_keras(layer) or not tensors((args, kwargs)):
-                args = keras.tree.map_structure(self._symbol, args)
+        if self._foreign() or self._inside or not self._observer.owns_sites(layer):
+            return original(layer, *args, **kwargs)
+        # A layer of the user's may look at a constant that comes beside its input.
+        if runs_keras(layer) or not tensors((args, kwargs)):
+            args = keras.tree.map_structure(self._symbol, args)
         return original(layer, *args, **kwargs)
 
     def _symbol(self, argument: Any) -> Any:
@@ -127,7 +118,7 @@ class _Calls:
             return argument
         dtype = keras.backend.standardize_dtype(argument.dtype)
         symbol = keras.KerasTensor(tuple(argument.shape), dtype)
-        self._observer.stands_for(symbol, argument)
+        self._observer.stands_for(symbol, argument, list(self._read[-1].values()))
         return symbol
 
     def _operation(self, original: Any, operation: Any, args: Any, kwargs: Any) -> Any:
@@ -137,23 +128,26 @@ class _Calls:
         with self._closed():
             outputs = original(operation, *args, **kwargs)
         if not self._inside:
-            self._observer.operation(operation, (*args, *kwargs.values()), outputs)
+            read = list(self._read[-1].values())
+            self._observer.operation(operation, (*args, *kwargs.values()), outputs, read)
         return outputs
 
     def _layer(self, original: Any, layer: Any, args: Any, kwargs: Any) -> Any:
         if self._foreign():
             return original(layer, *args, **kwargs)
         self._remember(layer)
-        if not self._inside and not self._observer.is_site(layer):
+        if not self._inside and not self._observer.knows(layer):
             if isinstance(layer, kl.TimeDistributed) and runs_keras(layer):
                 return _each_step(layer.layer, *args)
-            if enters(layer):
-                try:
-                    return layer.call(*args, **kwargs)
-                except Exception:
-                    if sublayers(layer):
-                        raise
-                    # A function of the engine does not take symbols: a black box.
+            try:
+                self._read.append({})
+                return layer.call(*args, **kwargs)
+            except Exception:
+                if sublayers(layer) and (isinstance(layer, keras.Model) or not runs_keras(layer)):
+                    raise
+                # What it calls takes no symbols: a black box.
+            finally:
+                self._read.pop()
         with self._closed():
             # An EinsumDense forgets the sizes that its user left open.
             open_sizes = isinstance(layer, kl.EinsumDense)

@@ -1,10 +1,10 @@
 """How data flows through a Keras model, and what its axes mean on the way."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ltcore.errors import gist
 from ltcore.parameters import Site, Structure
 from ltcore_keras._books import Books
 from ltcore_keras._inputs import (
@@ -28,15 +28,7 @@ def described(
     except UntraceableError as error:
         return Structure(sites, untraced=str(error))
     except Exception as error:  # noqa: BLE001  the user's code runs here; it may fail in any way
-        return Structure(sites, untraced=f"a symbolic call of the model failed: {_gist(error)}")
-
-
-def _gist(error: Exception) -> str:
-    """Return the type and the first line that says something; Keras adds colours and a frame."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error))
-    lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if line and not line.startswith("Exception encountered when")]
-    return f"{type(error).__name__}: {told[0] if told else 'no message'}"
+        return Structure(sites, untraced=f"a symbolic call of the model failed: {gist(error)}")
 
 
 def _traced(model: Any, sites: tuple[Site, ...], slots: dict[str, Slot], example: Any) -> Structure:

@@ -39,7 +39,7 @@ def _loss(model: Any, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
     return loss(model(inputs, training=False), targets)
 
 
-def redrawn(slots: Mapping[str, Slot], seed: int) -> dict[str, Any]:
+def redrawn(slots: Mapping[str, Slot], seed: int, names: Iterable[str]) -> dict[str, Any]:
     """Return ``{name: native tensor}`` from every layer's own initializer; constants stay.
 
     An initializer draws the same numbers at each call, so each array gets its own seed. The
@@ -49,7 +49,10 @@ def redrawn(slots: Mapping[str, Slot], seed: int) -> dict[str, Any]:
         CapabilityError: it is not known how an array is initialized; names it.
     """
     result = {}
+    wanted = set(names)
     for position, (name, slot) in enumerate(slots.items()):
+        if name not in wanted:
+            continue
         if slot.constant:
             result[name] = slot.variable
             continue

@@ -89,9 +89,14 @@ class TorchBackend:
         for module, training in zip(unwrap(model).modules(), mode, strict=True):
             module.training = training
 
-    def redraw(self, model: nn.Module, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: nn.Module, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's ``reset_parameters``."""
-        return self.read(redrawn(unwrap(model), seed), structure)
+        slots = _slots(model)
+        wanted = list(slots if names is None else names)
+        fresh = redrawn(unwrap(model), seed, {slots[name].module for name in wanted})
+        return self.read(fresh, structure, wanted)
 
     def forward(
         self, model: nn.Module, structure: Structure, inputs: Sequence[Array]

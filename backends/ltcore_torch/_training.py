@@ -42,11 +42,11 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def redrawn(model: nn.Module, seed: int) -> nn.Module:
+def redrawn(model: nn.Module, seed: int, needed: set[nn.Module]) -> nn.Module:
     """Return a copy of ``model`` with every layer reset by its own ``reset_parameters``.
 
     Raises:
-        CapabilityError: a layer has parameters and no such method; names it.
+        CapabilityError: a ``needed`` layer has parameters and no such method; names it.
     """
     fresh = copy.deepcopy(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -54,17 +54,19 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
         # A stream of its own: the user's manual_seed(seed) must not give the same weights.
         torch.manual_seed(int(np.random.SeedSequence([seed, 0x7E1]).generate_state(1)[0]))
         # Children before parents, which may have the last word on their weights.
-        for name, module in reversed(list(walk(fresh))):
-            _reset(name, module)
+        for (name, module), (_, original) in reversed(
+            list(zip(walk(fresh), walk(model), strict=True))
+        ):
+            _reset(name, module, must=original in needed)
     return fresh
 
 
-def _reset(name: str, module: nn.Module) -> None:
+def _reset(name: str, module: nn.Module, *, must: bool) -> None:
     known = isinstance(module, nn.MultiheadAttention | nn.Transformer)
     reset = getattr(module, "_reset_parameters" if known else "reset_parameters", None)
     if callable(reset):
         reset()
-    elif any(param is not None for param in module._parameters.values()):
+    elif must and any(param is not None for param in module._parameters.values()):
         raise CapabilityError(
             f"layer {name or 'model'!r} ({type(module).__name__}) has parameters but no "
             "reset_parameters(), so it cannot be drawn anew; add that method, or give "

@@ -89,11 +89,13 @@ class ReferenceBackend:
         """Set whether the model is training."""
         model.training = mode
 
-    def redraw(self, model: NumpyModel, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: NumpyModel, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was."""
         twin = copy.deepcopy(model)
         twin.initialize(seed)
-        return self.read(twin, structure)
+        return self.read(twin, structure, names)
 
     def forward(
         self, model: NumpyModel, structure: Structure, inputs: Sequence[Array]

@@ -257,6 +257,9 @@ class ValueChecks(BackendHooks):
         same = [name for name in kernels if np.array_equal(other[name], first[name])]
         assert not same, f"another seed draws other weights: {same} are the same"
         assert_same(backend.read(model, structure), before, "redraw leaves the model as it was")
+        some = kernels[-1:]
+        again = backend.redraw(model, structure, 1, some)
+        assert_same(again, {name: first[name] for name in some}, "some names draw what all do")
 
     def test_redraw_is_the_layers_own(self, case: str) -> None:
         """Redraw uses the scale of the layer's own initializer."""

@@ -48,7 +48,7 @@ class Keras:
     @staticmethod
     def outputs(model, batch):
         found = leaves(model(for_keras(batch), training=False))
-        return [channels_first(keras.ops.convert_to_numpy(y)) for y in found]
+        return [channels_first(as_numpy(y)) for y in found]
 
     @staticmethod
     def targets(arrays):
@@ -57,12 +57,17 @@ class Keras:
     @staticmethod
     def loss(outputs, targets):
         pairs = zip(leaves(outputs), targets, strict=True)
-        return sum(keras.ops.mean(keras.ops.square(y - t)) for y, t in pairs)
+        return sum(keras.ops.mean(keras.ops.square(keras.ops.subtract(y, t))) for y, t in pairs)
 
 
 def sides(direction):
     """Return the side a ticket comes from and the one it goes to."""
     return (Torch, Keras) if direction == DIRECTIONS[0] else (Keras, Torch)
+
+
+def as_numpy(tensor):
+    """Return the values of a tensor of any framework."""
+    return tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
 
 
 def leaves(outputs):
