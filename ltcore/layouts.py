@@ -47,7 +47,7 @@ class Kind:
 
 
 _KERNEL_OUT = {"weight": 0, "bias": 0}
-_PER_FEATURE = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}
+_AFFINE = {"weight": 0, "bias": 0}
 RECURRENT = ("rnn", "lstm", "gru")
 """Gates lie along axis 0 of every role: i, f, g, o in an LSTM; r, z, n in a GRU."""
 
@@ -60,11 +60,11 @@ KINDS = {
         Kind("conv_transpose", ("weight",), {"weight": 0}, {"weight": 1, "bias": 0}),
         Kind("embedding", (), {}, {"weight": 1}),
         # Norms and PReLU: the features that enter are those that leave.
-        Kind("batchnorm", (), _PER_FEATURE),
-        Kind("layernorm", (), _PER_FEATURE),
-        Kind("groupnorm", (), _PER_FEATURE),
-        Kind("rmsnorm", (), _PER_FEATURE),
-        Kind("prelu", (), _PER_FEATURE),
+        Kind("batchnorm", (), {**_AFFINE, "running_mean": 0, "running_var": 0}),
+        Kind("layernorm", (), _AFFINE),
+        Kind("groupnorm", (), _AFFINE),
+        Kind("rmsnorm", (), {"weight": 0}),
+        Kind("prelu", (), {"weight": 0}),
         *(Kind(name, ("w_ih", "w_hh"), {"w_ih": 1}) for name in RECURRENT),
         # A layer ltcore does not know: it works within its own framework only.
         Kind("raw", portable=False),

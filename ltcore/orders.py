@@ -169,7 +169,7 @@ class Orders:
             return None
         found: list[tuple[str, int]] = []
         for part in parts(axis):
-            if mixes(part) and letters(part) != {"C", "S"}:
+            if mixes(part) and not _is_plain(part):
                 return UNKNOWN_GROUP
             order = [(a.name, a.size) for a in part] if mixes(part) else [("F", size_of(part))]
             found += [layouts.SEAM, *order]
@@ -198,17 +198,17 @@ class Orders:
         """Features ``name`` lie as ``axis`` does."""
         if self._is_whole(axis):
             self._unite(name, axis[0].name)
-        elif SEAM in axis:
-            self._groups[self._root(name)] = UNKNOWN_GROUP
         elif mixes(axis):
-            self._settle(name, tuple((atom.name, atom.size) for atom in tidy(axis)))
+            self._settle(name, self.group_of(axis) or UNKNOWN_GROUP)
         else:
             self.pin(((Atom(name, 1, 0),), axis))
 
     def _settle(self, name: str, group: AxisGroup) -> None:
         root = self._root(name)
         real = tuple(part for part in group if part[1] != 1)
-        if {place[0] for place, _ in real} != {"C", "S"}:
+        if group == UNKNOWN_GROUP or layouts.SEAM in group:
+            self._groups[root] = UNKNOWN_GROUP
+        elif {place[0] for place, _ in real} != {"C", "S"}:
             self._pinned.add(root)  # channels alone, or space alone
         elif self._groups.setdefault(root, real) != real:
             self._groups[root] = UNKNOWN_GROUP
@@ -228,3 +228,13 @@ class Orders:
         while name in self._same_as:
             name = self._same_as[name]
         return name
+
+
+def _is_plain(part: Axis) -> bool:
+    """Whether a mixture is of whole channels and whole axes of space, each once."""
+    names = [atom.name for atom in part]
+    return (
+        letters(part) == {"C", "S"}
+        and len(set(names)) == len(names)
+        and all(atom.stride == 1 for atom in part)
+    )

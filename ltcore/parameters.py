@@ -55,7 +55,8 @@ class Site:
         roles: its arrays.
         attrs: what must agree for two sites to compute the same (stride, eps, ...); for a site of
             kind ``raw``, ``reason`` may say what about it is not known.
-        preds: names of the nearest upstream sites; None where the graph is not known.
+        preds: names of the nearest upstream sites; None where the graph is not known, or the site
+            did not run.
         in_group: order of the input features, where a flatten mixed channels and space.
         is_output: its result is (part of) the model's output.
         out_group: order of the output features, where they are reshaped to channels and space.
@@ -147,13 +148,15 @@ class Structure:
     @cached_property
     def infos(self) -> tuple[ParamInfo, ...]:
         """What patterns match against: every trained parameter, in order."""
+        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
+        outputs = self.heads or kernels[-1:]  # without a graph, the last layer with a kernel
         return tuple(
             ParamInfo(
                 name=name,
                 kind=site.kind,
                 role=role.name,
                 shape=role.shape,
-                is_output=site.name in self.heads,
+                is_output=site.name in outputs,
                 prunable=role.name in KINDS[site.kind].prunable,
             )
             for name, site, role in self.items()
@@ -162,10 +165,20 @@ class Structure:
 
     @cached_property
     def heads(self) -> frozenset[str]:
-        """The sites whose result is an output; without a graph, the last one with a kernel."""
-        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
-        found = [site.name for site in self.sites if site.is_output]
-        return frozenset(found or kernels[-1:])
+        """The output layers: kernels whose result is an output, and goes nowhere else.
+
+        None where the graph is not known, or the model ends in something else, such as a norm or
+        its own embedding.
+        """
+        feeding = {pred for site in self.sites for pred in site.preds or ()}
+        return frozenset(
+            site.name
+            for site in self.sites
+            if site.is_output
+            and site.name not in feeding
+            and "weight" in KINDS[site.kind].prunable
+            and not any(role.aliases for role in site.roles)
+        )
 
     def check(self) -> None:
         """Raise unless the parts agree with each other; for structures from outside.
@@ -193,6 +206,8 @@ class Structure:
                 return f"site {site.name!r} is of a kind that has no portable layout" + (
                     f" ({reason})" if reason else ""
                 )
+            if site.matched and site.preds is None:
+                return f"site {site.name!r} did not run on the example, so nothing of it is proved"
             if site.in_group == UNKNOWN_GROUP:
                 return f"the order of the features that enter {site.name!r} could not be proven"
             if site.out_group == UNKNOWN_GROUP:
