@@ -76,7 +76,7 @@ class Probe:
             for output, face in faces
             if "float" in face.dtype and output.size
         ]
-        return bool(max(spread, default=0) > 30 * tolerance)
+        return bool(max(spread, default=0) > max(1e-3, 2 * tolerance))
 
 
 def probe_inputs(structure: Structure, rule: int = RULE) -> list[Array]:
