@@ -36,7 +36,11 @@ class Jax(Engine):
         self._by_hand = False
 
     def check_trains(self, model: Any) -> None:
-        """Raise if Keras spreads models over several devices."""
+        """Raise if Keras spreads models over several devices, or is too old."""
+        if not hasattr(keras.Model, "_make_function"):
+            raise CapabilityError(
+                f"Keras {keras.__version__} on JAX cannot be watched; 3.7 or later can"
+            )
         distribution = keras.distribution.distribution()
         devices = distribution.device_mesh.devices.size if distribution else 1
         if devices > 1:
