@@ -22,7 +22,7 @@ def read_ticket(path):
     seal, text = header.pop("__metadata__")["ltcore"].split("\n", 1)
     check(seal == "ltcore-ticket/1 sha256:" + sha256(text.encode()).hexdigest(), "the id")
     manifest = json.loads(text)
-    check(set(manifest.get("requires", [])) <= {"out_group"}, "what the file requires")
+    check(set(manifest.get("requires", [])) <= {"out_group", "seams"}, "its requirements")
     tensors = {}
     for name, entry in header.items():
         raw = data[slice(*entry["data_offsets"])]

@@ -1,13 +1,12 @@
 """What is known of one call of an operation or layer, and how its rule is found."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
 
-from ltcore.axes import Atom, Axis, Labels, is_unknown, letter, named, spatial, unknown
+from ltcore.axes import Atom, Axis, Labels, is_unknown, letter, named, size_of, spatial, unknown
 from ltcore.tracing import Trace
 
 
@@ -98,7 +97,7 @@ def runs_keras(layer: Any) -> bool:
 
 def fitted(trace: Trace, axis: Axis, size: int) -> Axis:
     """Return ``axis`` where an operation may have left ``size`` of it."""
-    if math.prod(atom.size for atom in axis) == size and not is_unknown(axis):
+    if size_of(axis) == size and not is_unknown(axis):
         return axis
     rest = trace.sliced(axis, size)
     if size == 1 and not is_unknown(axis):

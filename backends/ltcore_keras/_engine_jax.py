@@ -36,7 +36,11 @@ class Jax(Engine):
         self._by_hand = False
 
     def check_trains(self, model: Any) -> None:
-        """Raise if Keras spreads models over several devices."""
+        """Raise if Keras spreads models over several devices, or is too old."""
+        if not hasattr(keras.Model, "_make_function"):
+            raise CapabilityError(
+                f"Keras {keras.__version__} on JAX cannot be watched; 3.7 or later can"
+            )
         distribution = keras.distribution.distribution()
         devices = distribution.device_mesh.devices.size if distribution else 1
         if devices > 1:
@@ -77,6 +81,10 @@ class Jax(Engine):
                 f"the weights of {model.name!r} are away in the fit of a model around it; call "
                 "jax_state_sync() of that model first"
             )
+
+    def has_values(self, optimizer: Any) -> bool:
+        """Whether no running ``fit`` has taken them away."""
+        return all(variable._value is not None for variable in optimizer.variables)
 
     @contextmanager
     def outside_graph(self) -> Iterator[None]:

@@ -93,6 +93,8 @@ class Keeper(Listener):
         for optimizer in parts(getattr(model, "optimizer", None)):
             if optimizer in self._cleared or not optimizer.built:
                 continue
+            if not ENGINE.has_values(optimizer):
+                continue  # in a running fit: the step clears it
             if any(map(self._find, optimizer._trainable_variables)):
                 self._clear(optimizer)
 

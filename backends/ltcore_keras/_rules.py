@@ -4,11 +4,10 @@ They are known by name to keep, drop, move, cut or merge axes in a certain way. 
 a table makes its axes unknown, and exchange then refuses.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from ltcore.axes import Atom, Axis, Labels, is_unknown, letter, named, reshaped, spatial
+from ltcore.axes import Atom, Axis, Labels, is_unknown, letter, named, reshaped, size_of, spatial
 from ltcore.tracing import Trace
 from ltcore_keras._calls import Call, Operand, as_images, axes, channel_axis
 from ltcore_keras._einsum import spelt_out
@@ -210,7 +209,7 @@ def broadcast_to(call: Call) -> Labels:
     old = ((),) * new + call.first
     return tuple(
         (Atom("N" if place == 0 and size == BATCH else "T", 1, size),)
-        if math.prod(atom.size for atom in axis) == 1 != size
+        if size_of(axis) == 1 != size
         else axis
         for place, (axis, size) in enumerate(zip(old, call.shape, strict=True))
     )

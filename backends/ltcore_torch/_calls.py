@@ -16,6 +16,16 @@ def anonymous(shape: Sequence[int]) -> Labels:
     return tuple((Atom("F", 1, size),) if size != 1 else () for size in shape)
 
 
+def without(labels: Labels, gone: set[int]) -> Labels:
+    """Return labels of what is left when axes are gone."""
+    return tuple(label for axis, label in enumerate(labels) if axis not in gone)
+
+
+def with_axis(labels: Labels, axis: int, label: Axis) -> Labels:
+    """Return labels of which one is another."""
+    return (*labels[:axis], label, *labels[axis + 1 :])
+
+
 @dataclass(frozen=True)
 class Call:
     """One operation, after it ran.

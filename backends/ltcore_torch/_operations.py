@@ -1,12 +1,12 @@
 """What tensor operations do to the meaning of axes; what is in no table makes it unknown."""
 
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 
-from ltcore.axes import UNKNOWN, Axis, Labels, is_unknown, tidy, unknown
+from ltcore.axes import UNKNOWN, Labels, is_unknown, size_of, tidy, unknown
+from ltcore_torch import _moves as moves
 from ltcore_torch import _rules as rules
 from ltcore_torch._calls import Call
 
@@ -58,42 +58,42 @@ _ATTENTIONS = tuple(
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_KEEPING, rules.elementwise),
-    **dict.fromkeys(_RESHAPES, rules.reshape),
+    **dict.fromkeys(_RESHAPES, moves.reshape),
     **dict.fromkeys(_REDUCTIONS, rules.reduce),
     **dict.fromkeys(_WINDOWS, rules.window),
-    **dict.fromkeys((*_PADS, "constant_pad_nd", "narrow", "slice"), rules.resize),
+    **dict.fromkeys((*_PADS, "constant_pad_nd", "narrow", "slice"), moves.resize),
     **dict.fromkeys(_NORMS, rules.norm),
     **dict.fromkeys(_CONVOLUTIONS, rules.convolution),
     **dict.fromkeys((*_ATTENTIONS, "scaled_dot_product_attention"), rules.attention),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "glu"), rules.resize),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "glu"), moves.resize),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"), rules.accumulate),
-    **dict.fromkeys(("flip", "roll", "index_select", "sort", "topk"), rules.reorder),
-    **dict.fromkeys(("select", "unbind", "argmax", "argmin"), rules.select),
+    **dict.fromkeys(("flip", "roll", "index_select", "sort", "topk"), moves.reorder),
+    **dict.fromkeys(("select", "unbind", "argmax", "argmin"), moves.select),
     **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot"), rules.matmul),
     **dict.fromkeys(("addmm", "baddbmm", "_addmm_activation", "addmv"), rules.matmul),
     "linear": rules.linear,
-    "gather": rules.gather,
+    "gather": moves.gather,
     "native_group_norm": rules.group_norm,
     "embedding": rules.embedding,
-    "as_strided": rules.restride,
-    "permute": rules.permute,
-    "transpose": rules.transpose,
-    "t": rules.flip_axes,
-    "numpy_T": rules.flip_axes,
-    "unsqueeze": rules.unsqueeze,
-    "squeeze": rules.squeeze,
-    "expand": rules.expand,
-    "repeat": rules.repeat,
-    "cat": rules.concatenate,
-    "stack": rules.stack,
-    "index": rules.index,
-    "unfold": rules.unfold,
-    "im2col": rules.patches,
+    "as_strided": moves.restride,
+    "permute": moves.permute,
+    "transpose": moves.transpose,
+    "t": moves.flip_axes,
+    "numpy_T": moves.flip_axes,
+    "unsqueeze": moves.unsqueeze,
+    "squeeze": moves.squeeze,
+    "expand": moves.expand,
+    "repeat": moves.repeat,
+    "cat": moves.concatenate,
+    "stack": moves.stack,
+    "index": moves.index,
+    "unfold": moves.unfold,
+    "im2col": moves.patches,
     "pixel_shuffle": rules.to_image,
     "pixel_unshuffle": rules.to_image,
     "channel_shuffle": rules.to_image,
-    "_pack_padded_sequence": rules.pack,
-    "_pad_packed_sequence": rules.unpack,
+    "_pack_padded_sequence": moves.pack,
+    "_pad_packed_sequence": moves.unpack,
 }
 
 
@@ -109,10 +109,6 @@ def labels_after(call: Call, result: torch.Tensor, position: int) -> Labels:
     if len(labels) != result.dim():
         return unknown(result.dim())
     return tuple(
-        axis if is_unknown(axis) or not tidy(axis) or _size(axis) == size else UNKNOWN
+        axis if is_unknown(axis) or not tidy(axis) or size_of(axis) == size else UNKNOWN
         for axis, size in zip(labels, result.shape, strict=True)
     )
-
-
-def _size(axis: Axis) -> int:
-    return math.prod(atom.size for atom in axis)
