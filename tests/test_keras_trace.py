@@ -270,6 +270,48 @@ def test_patches_of_an_image():
     assert group(by_hand) == by_operation == (("S0", 4), ("S1", 4), ("C", 3))
 
 
+def flattened_into_dense(function):
+    x = keras.Input((4, 5, 3))
+    y = kl.Flatten()(function(x))
+    return sites(keras.Model(x, kl.Dense(2, name="end")(y)))["end"].in_group
+
+
+def test_sizes_follow_what_changes_them():
+    padded = flattened_into_dense(lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 2]]))
+    assert padded == (("S0", 6), ("S1", 5), ("C", 5))
+    pooled = flattened_into_dense(lambda x: ops.average_pool(x, 2, padding="same"))
+    assert pooled == (("S0", 2), ("S1", 3), ("C", 3))
+    sliced = flattened_into_dense(lambda x: x[:, 1:, ::2, :2])
+    assert sliced == (("S0", 3), ("S1", 3), ("C", 2))
+
+
+def test_a_flatten_times_a_constant_depends_on_its_order():
+    constant = np.eye(60, dtype="float32")
+    product = flattened_into_dense(lambda x: ops.matmul(ops.reshape(x, (-1, 60)), constant))
+    equation = flattened_into_dense(
+        lambda x: ops.einsum("bi,ij->bj", ops.reshape(x, (-1, 60)), constant)
+    )
+    assert product == equation == UNKNOWN_GROUP
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_proven"),
+    [
+        (kl.Conv1D(3, 1, groups=3, name="layer"), False),
+        (kl.Conv1D(4, 1, name="layer"), True),
+        (kl.DepthwiseConv1D(1, name="layer"), False),
+        (kl.SeparableConv1D(4, 1, name="layer"), False),
+        (kl.GroupNormalization(3, name="layer"), False),
+        (kl.LayerNormalization(name="layer"), True),
+    ],
+)
+def test_neighbours_of_a_flatten_are_not_the_same_everywhere(layer, is_proven):
+    x = keras.Input((4, 5, 3))
+    model = keras.Model(x, kl.Dense(2)(layer(kl.Reshape((4, 15))(x))))
+    site = sites(model)["layer.depthwise" if isinstance(layer, kl.SeparableConv1D) else "layer"]
+    assert site.in_group == ((("S1", 5), ("C", 3)) if is_proven else UNKNOWN_GROUP)
+
+
 def test_windows_of_an_image():
     def windows(x):
         x = ops.transpose(ops.reshape(x, (-1, 2, 4, 2, 4, 6)), (0, 1, 3, 2, 4, 5))
