@@ -33,6 +33,9 @@ Labels: TypeAlias = tuple[Axis, ...]
 
 UNKNOWN: Axis = (Atom("?", 0, 0),)
 
+SEAM = Atom("+", 0, 0)
+"""Between the parts of an axis that were concatenated."""
+
 
 def named(names: Sequence[str], shape: Sequence[int]) -> Labels:
     """Return labels of whole axes: ``named(("N", "C"), (2, 3))``."""
@@ -75,7 +78,7 @@ def tidy(atoms: Sequence[Atom]) -> Axis:
         if atom.size == 1:
             continue
         last = joined[-1] if joined else None
-        if last and last.name == atom.name and last.stride == atom.stride * atom.size:
+        if last and atom.size and last.name == atom.name and last.stride == atom.stride * atom.size:
             joined[-1] = Atom(atom.name, atom.stride, last.size * atom.size)
         else:
             joined.append(atom)
@@ -124,7 +127,7 @@ def _regrouped(atoms: Sequence[Atom], sizes: Sequence[int]) -> list[Axis]:
         taken: list[Atom] = []
         while size > 1 and rest:
             atom = rest.pop(0)
-            if atom == UNKNOWN[0]:
+            if atom.size == 0:  # unknown, or a seam
                 break
             if size % atom.size == 0:
                 taken.append(atom)
@@ -142,6 +145,22 @@ def _regrouped(atoms: Sequence[Atom], sizes: Sequence[int]) -> list[Axis]:
     return result if not rest else [UNKNOWN] * len(sizes)
 
 
+def parts(axis: Axis) -> list[Axis]:
+    """Return the parts of an axis that were concatenated; one for any other."""
+    found: list[list[Atom]] = [[]]
+    for atom in axis:
+        if atom == SEAM:
+            found.append([])
+        else:
+            found[-1].append(atom)
+    return [tuple(part) for part in found]
+
+
+def size_of(axis: Axis) -> int:
+    """Return the size of an axis that is known."""
+    return sum(math.prod(atom.size for atom in part) for part in parts(axis))
+
+
 def letters(axis: Axis) -> set[str]:
     """Return the first letters of what an axis is made of."""
     return {atom.name[0] for atom in axis}
@@ -149,7 +168,7 @@ def letters(axis: Axis) -> set[str]:
 
 def mixes(axis: Axis) -> bool:
     """Whether channels and space, or more, are in one axis: its order depends on the framework."""
-    return {"C", "S"} <= letters(tidy(axis))
+    return any({"C", "S"} <= letters(part) for part in parts(tidy(axis)))
 
 
 def face_axes(labels: Labels) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from ltcore.backend import Backend
 from ltcore.errors import InvalidValueError, MatchError, NotPortableError
 from ltcore.masks import Masks
 from ltcore.matching import ambiguous, match_by_graph, match_by_name
-from ltcore.pairing import Pairing
+from ltcore.pairing import TRAINING_ATTRIBUTES, Pairing
 from ltcore.parameters import Structure
 from ltcore.proof import Prover, restoring
 from ltcore.ticketfile import TicketRecord
@@ -18,6 +18,18 @@ Weights: TypeAlias = Literal["ticket", "keep", "reinit"]
 
 Head: TypeAlias = Literal["error", "reinit", "keep"]
 """What becomes of output layers: the ticket's, which must fit; fresh ones; the model's own."""
+
+
+def check_words(weights: Weights, head: Head) -> None:
+    """Raise unless the words for weights and output layers are known.
+
+    Raises:
+        InvalidValueError: says which are.
+    """
+    if weights not in ("ticket", "keep", "reinit"):
+        raise InvalidValueError(f"weights is {weights!r}; expected 'ticket', 'keep' or 'reinit'")
+    if head not in ("error", "reinit", "keep"):
+        raise InvalidValueError(f"head is {head!r}; expected 'error', 'reinit' or 'keep'")
 
 
 def pair(
@@ -50,12 +62,11 @@ def pair(
         NotPortableError: the graph that would pair the two is not known on one side.
         ProbeMismatchError: the two do not compute the same.
     """
-    if head not in ("error", "reinit", "keep"):
-        raise InvalidValueError(f"head is {head!r}; expected 'error', 'reinit' or 'keep'")
-    heads = frozenset() if head == "error" else record.structure.heads
+    heads = frozenset() if head == "error" else _heads(record, target, head)
     known = not _obstacle(record, probe) and not target.why_not_portable()
     with restoring(backend, model, target, always=True):
-        prover = Prover(record, backend, model) if known and probe else None
+        # A ticket's probe needs no graph of the model where names tell which array is which.
+        prover = Prover(record, backend, model) if probe and not _obstacle(record, probe) else None
         pairing = _by_name(record, backend, target, mapping, heads, known)
         if pairing is None:
             _check_portable(record, target, probe)
@@ -63,6 +74,22 @@ def pair(
         if prover:
             prover.prove(pairing)
     return pairing
+
+
+def _heads(record: TicketRecord, target: Structure, head: Head) -> frozenset[str]:
+    """Return the ticket's output layers.
+
+    Raises:
+        MatchError: it is not known which they are, or there are none.
+    """
+    for structure, whose in ((record.structure, "ticket"), (target, "model")):
+        if not structure.heads:
+            reason = structure.untraced or "no dense or convolutional layer is its last"
+            raise MatchError(
+                f"head={head!r} needs to know the output layer of the {whose}: {reason}. Give "
+                "example=, one input batch, here and where the ticket is made"
+            )
+    return record.structure.heads
 
 
 def _by_name(
@@ -80,10 +107,9 @@ def _by_name(
     try:
         sites = match_by_name(source, target, free_heads=bool(heads))
     except MatchError:
-        # Renamed layers may still match by graph; other shapes cannot.
-        if not known or sorted(source.shapes.values()) != sorted(target.shapes.values()):
+        if not known:
             raise
-        return None
+        return None  # renamed layers may still match by graph
     return Pairing(source, target, sites, known, heads)
 
 
@@ -142,13 +168,11 @@ def place(
 
     Raises:
         MatchError: the ticket's masks do not fit.
-        InvalidValueError: ``weights`` is none of its three words.
+        CapabilityError: a layer to be drawn anew does not say how it is initialized; names it.
     """
-    if weights not in ("ticket", "keep", "reinit"):
-        raise InvalidValueError(f"weights is {weights!r}; expected 'ticket', 'keep' or 'reinit'")
     structure = pairing.target
     masks = pairing.masks(record.masks)
-    if pairing.by_graph and (differences := pairing.differences(in_outputs=False)):
+    if differences := pairing.differences(TRAINING_ATTRIBUTES):
         warnings.warn(
             f"paired layers compute the same outputs but would not train alike: {differences}",
             stacklevel=4,

@@ -16,7 +16,12 @@ from ltcore.arrays import Array
 from ltcore.errors import NotPortableError
 
 AxisGroup: TypeAlias = tuple[tuple[str, int], ...]
-"""The axes that were merged into one feature axis, in native order: ``(("C", 64), ("S0", 4))``."""
+"""The axes that were merged into one feature axis, in native order: ``(("C", 64), ("S0", 4))``.
+
+Features of several origins that follow each other have a ``SEAM`` between them.
+"""
+
+SEAM: tuple[str, int] = ("+", 0)
 
 UNKNOWN_GROUP: AxisGroup = (("?", 0),)
 """The order of a feature axis could not be proven; exchange refuses it."""
@@ -42,7 +47,7 @@ class Kind:
 
 
 _KERNEL_OUT = {"weight": 0, "bias": 0}
-_PER_FEATURE = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}
+_AFFINE = {"weight": 0, "bias": 0}
 RECURRENT = ("rnn", "lstm", "gru")
 """Gates lie along axis 0 of every role: i, f, g, o in an LSTM; r, z, n in a GRU."""
 
@@ -55,16 +60,32 @@ KINDS = {
         Kind("conv_transpose", ("weight",), {"weight": 0}, {"weight": 1, "bias": 0}),
         Kind("embedding", (), {}, {"weight": 1}),
         # Norms and PReLU: the features that enter are those that leave.
-        Kind("batchnorm", (), _PER_FEATURE),
-        Kind("layernorm", (), _PER_FEATURE),
-        Kind("groupnorm", (), _PER_FEATURE),
-        Kind("rmsnorm", (), _PER_FEATURE),
-        Kind("prelu", (), _PER_FEATURE),
+        Kind("batchnorm", (), {**_AFFINE, "running_mean": 0, "running_var": 0}),
+        Kind("layernorm", (), _AFFINE),
+        Kind("groupnorm", (), _AFFINE),
+        Kind("rmsnorm", (), {"weight": 0}),
+        Kind("prelu", (), {"weight": 0}),
         *(Kind(name, ("w_ih", "w_hh"), {"w_ih": 1}) for name in RECURRENT),
         # A layer ltcore does not know: it works within its own framework only.
         Kind("raw", portable=False),
     )
 }
+
+
+def segments(group: AxisGroup) -> list[AxisGroup]:
+    """Return the parts of a group that follow each other."""
+    found: list[list[tuple[str, int]]] = [[]]
+    for axis in group:
+        if axis == SEAM:
+            found.append([])
+        else:
+            found[-1].append(axis)
+    return [tuple(part) for part in found]
+
+
+def group_size(group: AxisGroup) -> int:
+    """Return how many features a group has."""
+    return sum(math.prod(size for _, size in part) for part in segments(group))
 
 
 def canonical_index(group: AxisGroup) -> Array:
@@ -75,9 +96,14 @@ def canonical_index(group: AxisGroup) -> Array:
     """
     if group == UNKNOWN_GROUP:
         raise NotPortableError("the order of a flattened feature axis could not be proven")
-    native = np.arange(math.prod(size for _, size in group)).reshape([size for _, size in group])
-    order = sorted(range(len(group)), key=lambda axis: group[axis][0])  # "C" < "S0" < "S1"
-    return native.transpose(order).reshape(-1)
+    found, start = [], 0
+    for part in segments(group):
+        sizes = [size for _, size in part]
+        native = start + np.arange(math.prod(sizes)).reshape(sizes)
+        order = sorted(range(len(part)), key=lambda axis: part[axis][0])  # "C" < "S0" < "S1"
+        found.append(native.transpose(order).reshape(-1))
+        start += native.size
+    return np.concatenate(found)
 
 
 def reorder(array: Array, axis: int, group: AxisGroup | None, *, to_canonical: bool) -> Array:

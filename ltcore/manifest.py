@@ -7,12 +7,15 @@ from typing import Any
 
 from ltcore.container import MAX_RANK, check_shape, is_sizes
 from ltcore.errors import TicketFileError
-from ltcore.layouts import KINDS, AxisGroup
+from ltcore.layouts import KINDS, SEAM, AxisGroup
 from ltcore.parameters import Interface, Role, Site, Structure
 from ltcore.strictjson import expect, shown
 
-FEATURES = frozenset({"out_group"})
+FEATURES = frozenset({"out_group", "seams"})
 """What a file may require of its reader and this one can do."""
+
+MAX_GROUP = 64
+"""Pairs of a feature order, seams between concatenated parts among them."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
@@ -73,10 +76,10 @@ def check_structure(structure: Structure) -> None:
         for role in site.roles:
             _check_shape(site, role)
         for group in (site.in_group, site.out_group):
-            if group is not None and not 1 <= len(group) <= MAX_RANK:
+            if group is not None and not 1 <= len(group) <= MAX_GROUP:
                 raise TicketFileError(
                     f"site {site.name!r} has a feature order of {len(group)} axes; a file holds 1 "
-                    f"to {MAX_RANK}"
+                    f"to {MAX_GROUP}"
                 )
     structure.check()
 
@@ -94,7 +97,14 @@ def _check_shape(site: Site, role: Role) -> None:
 
 def _required(structure: Structure) -> list[str]:
     """Return, sorted, what a reader must know lest it misunderstand the file."""
-    return ["out_group"] if any(site.out_group for site in structure.sites) else []
+    words = {"out_group" for site in structure.sites if site.out_group}
+    words |= {
+        "seams"
+        for site in structure.sites
+        for group in (site.in_group, site.out_group)
+        if group and SEAM in group
+    }
+    return sorted(words)
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
@@ -163,9 +173,10 @@ def _group_from_json(entry: Mapping[str, Any], field: str, about: str) -> AxisGr
     if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
         raise TicketFileError(f"{field!r} {about} is {shown(pairs)}; expected pairs of label, size")
     labels = _texts([label for label, _ in pairs], f"{field!r} {about}")
-    return tuple(
-        zip(labels, _sizes([size for _, size in pairs], f"{field!r} {about}"), strict=True)
-    )
+    sizes = [size for _, size in pairs]
+    if not is_sizes(sizes):
+        raise TicketFileError(f"{field!r} {about} is {shown(pairs)}; expected sizes")
+    return tuple(zip(labels, sizes, strict=True))
 
 
 def _texts(value: object, what: str) -> tuple[str, ...]:

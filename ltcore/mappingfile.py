@@ -22,11 +22,15 @@ def save_mapping(mapping: Mapping[str, str], path: str | PathLike[str]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    # Names of sites hold no control characters, so a JSON string is a TOML string.
-    lines = [f"{json.dumps(ours)} = {json.dumps(theirs)}" for ours, theirs in mapping.items()]
+    lines = [f"{_quoted(ours)} = {_quoted(theirs)}" for ours, theirs in mapping.items()]
     header = "# Sites of a ticket, and the sites of a model that they are.\n[sites]\n"
     with replacing(path) as temporary:
         temporary.write_text(header + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _quoted(name: str) -> str:
+    """Return a TOML string: as JSON has it, but for one character."""
+    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load_mapping(path: str | PathLike[str]) -> dict[str, str]:

@@ -8,7 +8,9 @@ order (time, heads, features among themselves) is the same on both sides.
 import math
 from collections.abc import Iterable, Sequence
 
+from ltcore import layouts
 from ltcore.axes import (
+    SEAM,
     UNKNOWN,
     Atom,
     Axis,
@@ -17,6 +19,8 @@ from ltcore.axes import (
     letter,
     letters,
     mixes,
+    parts,
+    size_of,
     symbols,
     tidy,
 )
@@ -99,13 +103,15 @@ class Orders:
         return tuple(found[index] for index in right)
 
     def concatenated(self, axes: Sequence[Axis]) -> Axis:
-        """Return the axis of parts that follow each other; a flattened part loses its order."""
+        """Return the axis of parts that follow each other."""
         self.pin(axes)
-        if any(mixes(axis) or is_unknown(axis) for axis in axes):
+        if any(is_unknown(axis) for axis in axes):
             return UNKNOWN
+        if any(mixes(axis) for axis in axes):
+            return tuple(atom for axis in axes for atom in (SEAM, *axis))[1:]
         names = {letter(axis) for axis in axes if tidy(axis)}
         name = names.pop() if len(names) == 1 else "F"
-        return (Atom(name, 1, sum(math.prod(atom.size for atom in axis) for axis in axes)),)
+        return (Atom(name, 1, sum(map(size_of, axes))),)
 
     def sliced(self, axis: Axis, size: int) -> Axis:
         """Return the axis of which ``size`` neighbours are left."""
@@ -127,15 +133,18 @@ class Orders:
         channel_axis %= len(labels)
         others = [axis for axis in range(1, len(labels)) if axis != channel_axis]
         places = {channel_axis: "C"} | {axis: f"S{i}" for i, axis in enumerate(others)}
-        if not any(
-            symbols((labels[axis],)) and not self._is_whole(labels[axis]) for axis in places
-        ):
+        cut = [
+            axis for axis in places if symbols((labels[axis],)) and not self._is_whole(labels[axis])
+        ]
+        if not cut:
             return labels
         parts = [(atom, places[axis]) for axis in places for atom in labels[axis]]
         roots = {self._root(atom.name) for atom, _ in parts}
         parts.sort(key=lambda part: -part[0].stride)
         if len(roots) != 1 or not self._tiles([atom for atom, _ in parts]):
             self.pin(labels[axis] for axis in places)
+            if len(cut) == 1:
+                return labels  # pieces along one axis alone: no order between axes to prove
             return tuple(UNKNOWN if axis in places else labels[axis] for axis in range(len(labels)))
         self._settle(parts[0][0].name, tuple((place, atom.size) for atom, place in parts))
         sizes = [math.prod(atom.size for atom in axis) for axis in labels]
@@ -158,10 +167,13 @@ class Orders:
             return self._symbol_group(ordered[0]) if self._is_whole(axis) else UNKNOWN_GROUP
         if not mixes(axis):
             return None
-        group = tuple((atom.name, atom.size) for atom in axis)
-        # Pieces of one axis that others part have no order that both frameworks would agree on.
-        whole = len({name for name, _ in group}) == len(group)
-        return group if whole and letters(axis) == {"C", "S"} else UNKNOWN_GROUP
+        found: list[tuple[str, int]] = []
+        for part in parts(axis):
+            if mixes(part) and not _is_plain(part):
+                return UNKNOWN_GROUP
+            order = [(a.name, a.size) for a in part] if mixes(part) else [("F", size_of(part))]
+            found += [layouts.SEAM, *order]
+        return tuple(found[1:])
 
     def _symbol_group(self, name: str) -> AxisGroup | None:
         root = self._root(name)
@@ -187,14 +199,16 @@ class Orders:
         if self._is_whole(axis):
             self._unite(name, axis[0].name)
         elif mixes(axis):
-            self._settle(name, tuple((atom.name, atom.size) for atom in tidy(axis)))
+            self._settle(name, self.group_of(axis) or UNKNOWN_GROUP)
         else:
             self.pin(((Atom(name, 1, 0),), axis))
 
     def _settle(self, name: str, group: AxisGroup) -> None:
         root = self._root(name)
         real = tuple(part for part in group if part[1] != 1)
-        if {place[0] for place, _ in real} != {"C", "S"}:
+        if group == UNKNOWN_GROUP or layouts.SEAM in group:
+            self._groups[root] = UNKNOWN_GROUP
+        elif {place[0] for place, _ in real} != {"C", "S"}:
             self._pinned.add(root)  # channels alone, or space alone
         elif self._groups.setdefault(root, real) != real:
             self._groups[root] = UNKNOWN_GROUP
@@ -214,3 +228,13 @@ class Orders:
         while name in self._same_as:
             name = self._same_as[name]
         return name
+
+
+def _is_plain(part: Axis) -> bool:
+    """Whether a mixture is of whole channels and whole axes of space, each once."""
+    names = [atom.name for atom in part]
+    return (
+        letters(part) == {"C", "S"}
+        and len(set(names)) == len(names)
+        and all(atom.stride == 1 for atom in part)
+    )

@@ -1,7 +1,9 @@
 """Which site of a ticket is which site of a model, and what is carried from one to the other."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from ltcore.parameters import Site, Structure, in_canonical_order, in_native_ord
 
 TRAINING_ATTRIBUTES = ("momentum", "biases")
 """Attributes of sites that outputs do not show."""
+
+DECISIVE_ATTRIBUTES = ("activation", "dilation", "eps", "groups", "heads", "stride")
+"""Attributes that change what a layer computes, whether or not the probe's precision shows it."""
 
 _NEVER = np.float32(-1e4)
 """The bias of a class that a head has and the ticket's had not: its probability comes out as 0."""
@@ -26,16 +31,15 @@ class Pairing:
         source: the ticket's structure.
         target: the model's.
         sites: ``{ticket site: model site}``.
-        by_graph: both graphs are known, so arrays go through canonical feature order and the
-            probe proves the pairing. Otherwise the two are of one framework, with the same names
-            and shapes, and are taken to be the same model.
+        canonical: both graphs are known, so arrays go through canonical feature order. Otherwise
+            the two are of one framework, with the same names, and share its order.
         heads: the ticket's output sites, where they are not carried.
     """
 
     source: Structure
     target: Structure
     sites: Mapping[str, str]
-    by_graph: bool
+    canonical: bool
     heads: frozenset[str] = frozenset()
 
     def params(self, params: Params, *, with_heads: bool = False) -> dict[str, Array]:
@@ -51,7 +55,7 @@ class Pairing:
                 placed |= _named(twin, _with_biases(site, twin, found))
             elif with_heads:
                 placed |= _named(twin, _resized(twin, found))
-        return in_native_order(placed, self.target) if self.by_graph else placed
+        return in_native_order(placed, self.target) if self.canonical else placed
 
     def masks(self, masks: Masks) -> Masks:
         """Return the ticket's masks as the model has them; an output layer not carried is dense.
@@ -65,18 +69,18 @@ class Pairing:
                 shapes = {role.name: role.shape for role in twin.roles}
                 found = {role: np.ones(shapes[role], bool) for role in found}
             placed |= _named(twin, _with_bias_masks(site, twin, found))
-        return Masks(in_native_order(placed, self.target) if self.by_graph else placed)
+        return Masks(in_native_order(placed, self.target) if self.canonical else placed)
 
     def head_params(self) -> list[str]:
         """Return the model's parameters that belong to output layers which are not carried."""
         twins = {self.sites[head] for head in self.heads}
         return [name for name, site, _ in self.target.items() if site.name in twins]
 
-    def differences(self, *, in_outputs: bool) -> str:
+    def differences(self, attributes: Sequence[str] | None = None) -> str:
         """Return which attributes of paired sites differ; empty if none.
 
         Args:
-            in_outputs: those that change outputs, or else those that change only training.
+            attributes: those to look at; if None, all that change outputs.
         """
         twins = {site.name: site for site in self.target.sites}
         found = []
@@ -84,18 +88,19 @@ class Pairing:
             twin = twins.get(self.sites.get(site.name, ""))
             if twin is None:
                 continue
+            shared = site.attrs.keys() & twin.attrs.keys()
+            asked = shared - set(TRAINING_ATTRIBUTES) if attributes is None else attributes
             found += [
                 f"{site.name}: {key} is {site.attrs[key]} in the ticket, {twin.attrs[key]} in "
                 f"{twin.name}"
-                for key in sorted(site.attrs.keys() & twin.attrs.keys())
-                if site.attrs[key] != twin.attrs[key]
-                and (key not in TRAINING_ATTRIBUTES) == in_outputs
+                for key in sorted(shared & set(asked))
+                if not _alike(site.attrs[key], twin.attrs[key])
             ]
         return "; ".join(found)
 
     def _twins(self, arrays: Params) -> Iterator[tuple[Site, Site, dict[str, Array]]]:
         """Yield ``(ticket site, model site, {role: array in canonical order})``."""
-        if self.by_graph:
+        if self.canonical:
             arrays = in_canonical_order(arrays, self.source)
         twins = {site.name: site for site in self.target.sites}
         for site in self.source.sites:
@@ -105,6 +110,12 @@ class Pairing:
             }
             if twin and found:
                 yield site, twin, found
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-3)  # an epsilon of one's own precision
+    return bool(one == other)
 
 
 def _named(twin: Site, found: Params) -> dict[str, Array]:

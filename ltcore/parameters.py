@@ -13,7 +13,7 @@ from typing import Any
 
 from ltcore.arrays import Array, Params
 from ltcore.errors import InvalidValueError, NothingPrunableError
-from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
+from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, group_size, reorder, segments
 
 MAX_FACE = 1 << 26
 """Numbers in one example of an input or output; a probe makes such arrays."""
@@ -55,7 +55,8 @@ class Site:
         roles: its arrays.
         attrs: what must agree for two sites to compute the same (stride, eps, ...); for a site of
             kind ``raw``, ``reason`` may say what about it is not known.
-        preds: names of the nearest upstream sites; None where the graph is not known.
+        preds: names of the nearest upstream sites; None where the graph is not known, or the site
+            did not run.
         in_group: order of the input features, where a flatten mixed channels and space.
         is_output: its result is (part of) the model's output.
         out_group: order of the output features, where they are reshaped to channels and space.
@@ -147,13 +148,15 @@ class Structure:
     @cached_property
     def infos(self) -> tuple[ParamInfo, ...]:
         """What patterns match against: every trained parameter, in order."""
+        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
+        outputs = self.heads or kernels[-1:]  # without a graph, the last layer with a kernel
         return tuple(
             ParamInfo(
                 name=name,
                 kind=site.kind,
                 role=role.name,
                 shape=role.shape,
-                is_output=site.name in self.heads,
+                is_output=site.name in outputs,
                 prunable=role.name in KINDS[site.kind].prunable,
             )
             for name, site, role in self.items()
@@ -162,10 +165,20 @@ class Structure:
 
     @cached_property
     def heads(self) -> frozenset[str]:
-        """The sites whose result is an output; without a graph, the last one with a kernel."""
-        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
-        found = [site.name for site in self.sites if site.is_output]
-        return frozenset(found or kernels[-1:])
+        """The output layers: kernels whose result is an output, and goes nowhere else.
+
+        None where the graph is not known, or the model ends in something else, such as a norm or
+        its own embedding.
+        """
+        feeding = {pred for site in self.sites for pred in site.preds or ()}
+        return frozenset(
+            site.name
+            for site in self.sites
+            if site.is_output
+            and site.name not in feeding
+            and "weight" in KINDS[site.kind].prunable
+            and not any(role.aliases for role in site.roles)
+        )
 
     def check(self) -> None:
         """Raise unless the parts agree with each other; for structures from outside.
@@ -193,6 +206,8 @@ class Structure:
                 return f"site {site.name!r} is of a kind that has no portable layout" + (
                     f" ({reason})" if reason else ""
                 )
+            if site.matched and site.preds is None:
+                return f"site {site.name!r} did not run on the example, so nothing of it is proved"
             if site.in_group == UNKNOWN_GROUP:
                 return f"the order of the features that enter {site.name!r} could not be proven"
             if site.out_group == UNKNOWN_GROUP:
@@ -208,9 +223,9 @@ def _check_site(site: Site, names: set[str]) -> None:
     if strangers:
         raise InvalidValueError(f"site {site.name!r} follows {sorted(strangers)}, which is no site")
     for group, axes in _grouped_axes(site):
-        sizes = [size for _, size in group]
+        whole = all(size > 0 for part in segments(group) for _, size in part)
         for role, axis in axes:
-            if min(sizes) < 1 or math.prod(sizes) != role.shape[axis]:
+            if not whole or group_size(group) != role.shape[axis]:
                 raise InvalidValueError(
                     f"site {site.name!r}: features {group} do not make an axis of "
                     f"{role.shape[axis]}"

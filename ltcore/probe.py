@@ -15,7 +15,16 @@ import numpy as np
 from ltcore.arrays import Array
 from ltcore.parameters import Interface, Site, Structure
 
-BATCH = 2
+RULE = 2
+"""How inputs and weights are made up now. Rule 1: two examples, and kernels half as wide."""
+
+LOUD = 6
+"""Half the examples are as much louder, for activations that differ only far from zero."""
+
+_EXAMPLES = {1: 2, 2: 4}
+_GAINS = {1: 3, 2: 6}
+"""Three times fan-in times the variance of a kernel: rule 2 keeps signals up through ReLUs."""
+
 TOLERANCES = {"float64": 3e-5, "float32": 3e-5, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest difference, relative to the largest output, that a dtype's arithmetic explains."""
 
@@ -46,33 +55,46 @@ class Probe:
         synthetic: with `synthetic_params`: proves architecture and mapping.
         ticket: with the ticket's own weights: proves the values.
         ties: one trial for every tie in the source model's graph.
+        rule: how inputs and weights were made up.
     """
 
     synthetic: tuple[Array, ...]
     ticket: tuple[Array, ...]
     ties: tuple[TieProbe, ...] = ()
+    rule: int = RULE
 
     def is_finite(self) -> bool:
         """Whether no output is NaN or infinite: such a one would prove nothing."""
         trials = [output for one in self.ties for output in one.outputs]
         return all(np.isfinite(a).all() for a in (*self.synthetic, *self.ticket, *trials))
 
+    def varies(self, structure: Structure, tolerance: float) -> bool:
+        """Whether outputs tell examples apart: else agreement would say nothing."""
+        faces = zip(self.synthetic, structure.outputs or (), strict=True)
+        spread = [
+            np.max(np.abs(output - output[:1]), initial=0) / (np.max(np.abs(output)) or 1)
+            for output, face in faces
+            if "float" in face.dtype and output.size
+        ]
+        return bool(max(spread, default=0) > 30 * tolerance)
 
-def probe_inputs(structure: Structure) -> list[Array]:
-    """Return inputs in canonical axes: float32 in [-1, 1), or token numbers."""
+
+def probe_inputs(structure: Structure, rule: int = RULE) -> list[Array]:
+    """Return inputs in canonical axes: float32 in [-1, 1), some louder, or token numbers."""
     rows = (
         role.shape[0]
         for site in structure.sites
         if site.kind == "embedding" and (role := site.role("weight"))
     )
     smallest = min(rows, default=2)
-    return [_input(face, i, smallest) for i, face in enumerate(structure.inputs or ())]
+    return [_input(face, i, smallest, rule) for i, face in enumerate(structure.inputs or ())]
 
 
-def _input(face: Interface, index: int, smallest: int) -> Array:
-    shape = (BATCH, *face.shape[1:])
+def _input(face: Interface, index: int, smallest: int, rule: int) -> Array:
+    shape = (_EXAMPLES[rule], *face.shape[1:])
     values = _uniform(shape, _INPUT_SEED + index)
     if "float" in face.dtype:
+        values[2:] *= np.float32(LOUD)
         return values
     vocabulary = smallest if face.vocabulary is None else face.vocabulary
     tokens = ((values + 1) / 2 * vocabulary).astype(face.dtype).clip(0, vocabulary - 1)
@@ -83,13 +105,14 @@ def _input(face: Interface, index: int, smallest: int) -> Array:
 
 
 def synthetic_params(
-    sites: Sequence[Site], equal: Sequence[Sequence[str]] = ()
+    sites: Sequence[Site], equal: Sequence[Sequence[str]] = (), rule: int = RULE
 ) -> dict[str, Array]:
     """Return made-up float32 values for every portable role, scaled to keep signals alive.
 
     Args:
         sites: all sites of the source model, in its order.
         equal: groups of sites that get the values of their first member.
+        rule: how they are made up.
     """
     leaders = {name: group[0] for group in equal for name in group}
     order = {site.name: position for position, site in enumerate(sites)}
@@ -100,17 +123,19 @@ def synthetic_params(
             if role.portable:
                 seed = _WEIGHT_SEED + 1_000_003 * index + 7919 * sum(map(ord, role.name))
                 values = _uniform(role.shape, seed)
-                result[f"{site.name}.{role.name}"] = _scaled(values, site.kind, role.name)
+                result[f"{site.name}.{role.name}"] = _scaled(
+                    values, site.kind, role.name, _GAINS[rule]
+                )
     return result
 
 
-def _scaled(values: Array, kind: str, role: str) -> Array:
+def _scaled(values: Array, kind: str, role: str, gain: int) -> Array:
     if role == "running_var" or (role == "weight" and kind in _NORMS):
         return np.float32(1) + np.float32(0.5) * values
     if values.ndim <= 1:
         return np.float32(0.3) * values
     fan_in = 1 if kind == "embedding" else math.prod(values.shape[1:])
-    return values * np.float32(math.sqrt(3 / fan_in))
+    return values * np.float32(math.sqrt(gain / fan_in))
 
 
 def _uniform(shape: tuple[int, ...], seed: int) -> Array:
@@ -167,8 +192,7 @@ def compare(
         return Gap(said, math.inf)
     largest = 0.0
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):
-        scale = float(np.max(np.abs(want), initial=0.0)) or 1.0
-        gap = float(np.max(np.abs(want - got), initial=0.0))
+        gap, scale = _gap(want, got)
         if not (math.isfinite(scale) and gap <= tolerance * scale):
             said = (
                 f"output {index} differs from the ticket's by {gap:.3g} ({gap / scale:.1e} of the "
@@ -177,6 +201,18 @@ def compare(
             return Gap(said, gap / scale)
         largest = max(largest, gap / scale)
     return Gap("", largest)
+
+
+def _gap(want: Array, got: Array) -> tuple[float, float]:
+    """Return the difference and the largest output of the example that is worst off."""
+    if not want.size:
+        return 0.0, 1.0
+    rows = len(want) if want.ndim and len(want) == _EXAMPLES[RULE] else 1
+    gaps = np.abs(want - got).reshape(rows, -1).max(1)
+    scales = np.abs(want).reshape(rows, -1).max(1)
+    scales = np.where(scales == 0, scales.max() or 1.0, scales)
+    worst = int(np.argmax(gaps / scales))
+    return float(gaps[worst]), float(scales[worst])
 
 
 def _shared(want: Array, got: Array) -> tuple[Array, Array]:
@@ -193,4 +229,6 @@ def _shared(want: Array, got: Array) -> tuple[Array, Array]:
     cut = np.take(want, range(size), axis)
     if want.size and want.min() >= 0 and np.allclose(totals, 1, atol=1e-3):
         cut = cut / cut.sum(axis, keepdims=True)
+    elif want.size and np.allclose(np.exp(want).sum(axis), 1, atol=1e-3):
+        cut = cut - np.log(np.exp(cut).sum(axis, keepdims=True))
     return cut, np.take(got, range(size), axis)

@@ -9,7 +9,7 @@ from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
 from ltcore.errors import LtcoreError, ProbeMismatchError, gist
 from ltcore.matching import Match, ambiguous, tie_classes
-from ltcore.pairing import Pairing
+from ltcore.pairing import DECISIVE_ATTRIBUTES, Pairing
 from ltcore.parameters import Interface, Structure, in_native_order
 from ltcore.probe import (
     Gap,
@@ -32,10 +32,18 @@ def restoring(
     try:
         yield
     except BaseException:
-        backend.write(model, structure, before)
+        _give_back(backend, model, structure, before)
         raise
     if always:
+        _give_back(backend, model, structure, before)
+
+
+def _give_back(backend: Backend, model: Any, structure: Structure, before: Params) -> None:
+    try:
         backend.write(model, structure, before)
+    except BaseException:  # an interrupt must not leave half of somebody else's weights
+        backend.write(model, structure, before)
+        raise
 
 
 def record_probe(
@@ -85,7 +93,7 @@ class Prover:
         Raises:
             ProbeMismatchError: says how far they are apart, and which attributes differ.
         """
-        synthetic = synthetic_params(self._record.structure.sites)
+        synthetic = self._made_up()
         trials = (
             ("made-up weights", self._in_source_order(synthetic), self._probe.synthetic),
             ("the ticket's weights", self._record.weights(), self._probe.ticket),
@@ -93,13 +101,18 @@ class Prover:
         for what, values, expected in trials:
             gap = self._gap(pairing, values, expected)
             if gap.said:
-                hints = pairing.differences(in_outputs=True)
+                hints = pairing.differences()
                 raise ProbeMismatchError(
                     f"with {what}, {gap.said}: the models do not compute the same function. "
                     "Compare strides and padding, epsilons, activations, pooling, and the order "
                     "of layers; the model was left as it was"
                     + (f". What differs: {hints}" if hints else "")
                 )
+        if unseen := pairing.differences(DECISIVE_ATTRIBUTES):
+            raise ProbeMismatchError(
+                "outputs agree as far as the probe sees, but layers differ in what they compute: "
+                f"{unseen}. Set them alike; the model was left as it was"
+            )
 
     def settle(self, match: Match, pairing: Pairing) -> dict[str, str]:
         """Return the pairs of the first tie: the one way that gives the recorded outputs.
@@ -116,7 +129,7 @@ class Prover:
         if trial is None:
             raise ambiguous(match, "the ticket has no trial that does")
         equal = _others(trial.sites, [one.sites for one in self._probe.ties])
-        values = self._in_source_order(synthetic_params(self._record.structure.sites, equal))
+        values = self._in_source_order(self._made_up(equal))
         # The other ties are equal inside for this trial, so any way to pair them will do.
         rest = {a: b for left, right in match.ties[1:] for a, b in zip(left, right, strict=True)}
         fits = []
@@ -131,20 +144,23 @@ class Prover:
             raise ambiguous(match, f"by trial {why}")
         return fits[0]
 
+    def _made_up(self, equal: Sequence[Sequence[str]] = ()) -> Params:
+        return synthetic_params(self._record.structure.sites, equal, self._probe.rule)
+
     def _in_source_order(self, values: Params) -> dict[str, Array]:
         return in_native_order(values, self._record.structure)
 
     def _gap(self, pairing: Pairing, values: Params, expected: Sequence[Array]) -> Gap:
         tolerance = max(tolerance_for(self._record.structure), tolerance_for(pairing.target))
         self._backend.write(self._model, pairing.target, pairing.params(values, with_heads=True))
-        found = self._outputs(pairing.target)
+        found = self._outputs(pairing.target if pairing.canonical else pairing.source)
         return compare(expected, found, tolerance, free_heads=bool(pairing.heads))
 
     def _outputs(self, target: Structure) -> tuple[Array, ...]:
         inputs = [
             _fitted(array, face)
             for array, face in itertools.zip_longest(
-                probe_inputs(self._record.structure), target.inputs or ()
+                probe_inputs(self._record.structure, self._probe.rule), target.inputs or ()
             )
             if array is not None
         ]

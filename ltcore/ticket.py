@@ -21,7 +21,7 @@ from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore.plugins import backend_named, detect, registry
-from ltcore.probe import Probe
+from ltcore.probe import Probe, tolerance_for
 from ltcore.proof import record_probe, restoring
 from ltcore.ticketfile import TicketRecord
 
@@ -95,6 +95,7 @@ class Ticket(TicketRecord):
         What is left to say by hand, `ltcore.save_mapping` keeps for the next time. For arguments
         and errors see `apply`.
         """
+        exchange.check_words("ticket", head)
         driver = resolve_backend(model, backend)
         structure = driver.describe(model, example)
         given = resolve_mapping(mapping)
@@ -135,9 +136,15 @@ class Ticket(TicketRecord):
             backend: a backend or its name, where it shall not be found from the model.
 
         Raises:
-            MatchError: the ticket does not fit; the model is as it was.
+            MatchError: the ticket does not fit, or nothing proves that it does.
+            ModelNotBuiltError: the model has no weights yet; give ``example``.
+            CapabilityError: a layer to be drawn anew does not say how it is initialized.
+            InvalidValueError: an argument has a value that it cannot have.
             HoldError: the model is held and ``existing`` is ``"error"``.
+
+        In every case the model is as it was.
         """
+        exchange.check_words(weights, head)
         driver = resolve_backend(model, backend)
         check_free(driver, model, existing)
         structure = driver.describe(model, example)
@@ -212,11 +219,25 @@ def _probe(
     except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
         why = f"the model fails on made-up inputs: {gist(error)}"
     else:
-        if probe is None or probe.is_finite():
+        if probe is None:
+            return None
+        if probe.is_finite() and probe.varies(structure, tolerance_for(structure)):
+            _warn_of_single_steps(structure)
             return probe
-        why = "the model gives NaN or infinity for made-up inputs"
+        why = "what the model gives for made-up inputs says nothing: constants, labels, NaN"
     warnings.warn(f"no probe, so the ticket stays in {backend.name}: {why}", stacklevel=5)
     return None
+
+
+def _warn_of_single_steps(structure: Structure) -> None:
+    for face in structure.inputs or ():
+        single = [a for a, n in zip(face.axes, face.shape, strict=True) if a[0] in "TS" and n == 1]
+        if single:
+            warnings.warn(
+                f"the example has a size of 1 along {single} of an input of axes {face.axes}: what "
+                "the model does along it is not proved by the ticket; give a larger example",
+                stacklevel=6,
+            )
 
 
 def _from_plugins(ticket: Ticket) -> dict[str, dict[str, str]]:

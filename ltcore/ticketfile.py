@@ -21,7 +21,7 @@ from ltcore.maskcoding import CodedMask
 from ltcore.masks import Masks
 from ltcore.matching import MAX_TIE, signature
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
-from ltcore.probe import Probe, TieProbe
+from ltcore.probe import RULE, Probe, TieProbe
 from ltcore.strictjson import expect, shown
 
 EXPANSION_FLOOR = 1 << 28
@@ -139,6 +139,8 @@ def _pack(record: TicketRecord) -> tuple[dict[str, Array], dict[str, Any], set[s
         "probe": len(record.probe.synthetic) if record.probe else None,
         "provenance": dict(record.provenance),
     }
+    if record.probe and record.probe.rule != 1:
+        told["probe_rule"] = record.probe.rule
     if record.probe and record.probe.ties:
         told["ties"] = [one.sites for one in record.probe.ties]
     return tensors, told, narrow
@@ -299,7 +301,19 @@ def _read_probe(source: Container, structure: Structure) -> Probe | None:
     if told.get("probe") is None:
         return None
     synthetic, ticket, *trials = found.values()
-    return Probe(synthetic, ticket, tuple(map(TieProbe, ties, trials)))
+    return Probe(synthetic, ticket, tuple(map(TieProbe, ties, trials)), _read_rule(source))
+
+
+def _read_rule(source: Container) -> int:
+    """Return how inputs and weights were made up; files of before there were two say nothing."""
+    with _about(f"{source.path}"):
+        rule = expect(int, source.manifest.get("probe_rule", 1), "'probe_rule' of the manifest")
+        if not 1 <= rule <= RULE:
+            raise TicketFileError(
+                f"'probe_rule' is {rule}; this version of ltcore knows rules 1 to {RULE}; upgrade "
+                "ltcore: pip install -U ltcore"
+            )
+    return rule
 
 
 def _read_ties(value: object, structure: Structure) -> list[tuple[str, ...]]:

@@ -118,11 +118,14 @@ class Trace(Orders):
         ends = self.preds(outputs)
         result = []
         for site in sites:
-            preds = self.visits.get(site.name, Visit()).preds & order.keys()
+            visit = self.visits.get(site.name)
+            if visit is None:  # it did not run: nothing of it is known
+                result.append(site)
+                continue
             result.append(
                 replace(
                     site,
-                    preds=tuple(sorted(preds, key=order.__getitem__)),
+                    preds=tuple(sorted(visit.preds & order.keys(), key=order.__getitem__)),
                     in_group=self._in_group(site),
                     out_group=self.out_group(site.name),
                     is_output=site.name in ends,

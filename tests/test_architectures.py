@@ -27,10 +27,6 @@ class NotCarriedError(Exception):
 MARKS = {
     # Outputs agree; in training PyTorch's two biases move as one of twice the speed.
     "lstm": pytest.mark.filterwarnings("ignore:paired layers.*biases is:UserWarning"),
-    "image-and-table": pytest.mark.xfail(
-        strict=True, raises=NotCarriedError,
-        reason="the order of flattened features beside others is not followed",
-    ),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from keras import ops  # noqa: E402
 
 import ltcore as lt  # noqa: E402
 from ltcore.errors import CapabilityError, InvalidValueError, ModelNotBuiltError  # noqa: E402
-from ltcore.layouts import UNKNOWN_GROUP  # noqa: E402
+from ltcore.layouts import SEAM, UNKNOWN_GROUP  # noqa: E402
 from ltcore.parameters import in_canonical_order  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
 from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
@@ -424,9 +424,10 @@ def test_concatenated_features():
         return sites(model)["dense"].in_group
 
     assert group(kl.Conv2D(3, 1)(image), image) == (("S0", 4), ("S1", 5), ("C", 5))
-    assert group(kl.Flatten()(image), extra) == UNKNOWN_GROUP
-    assert group(extra, kl.Flatten()(image)) == UNKNOWN_GROUP
-    assert group(kl.Flatten()(image), kl.Flatten()(image)) == UNKNOWN_GROUP
+    flat = (("S0", 4), ("S1", 5), ("C", 2))
+    assert group(kl.Flatten()(image), extra) == (*flat, SEAM, ("F", 6))
+    assert group(extra, kl.Flatten()(image)) == (("F", 6), SEAM, *flat)
+    assert group(kl.Flatten()(image), kl.Flatten()(image)) == (*flat, SEAM, *flat)
     assert group(extra, extra) is None
 
 

@@ -78,7 +78,7 @@ def test_a_compiled_step_follows_every_hold(jax):
     assert any(found[name][second[name] & ~first[name]].any() for name in second)
     hold.release()
     train(X, Y)
-    assert all(weights(model)[name].all() for name in second)
+    assert any(weights(model)[name][~second[name]].any() for name in second)
     again = lt.hold(model, first)
     train(X, Y)
     assert_held(model, first)

@@ -270,6 +270,36 @@ def test_patches_of_an_image():
     assert group(by_hand) == by_operation == (("S0", 4), ("S1", 4), ("C", 3))
 
 
+def test_windows_of_an_image():
+    def windows(x):
+        x = ops.transpose(ops.reshape(x, (-1, 2, 4, 2, 4, 6)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, 16, 6))
+
+    def joined(x):
+        x = ops.transpose(ops.reshape(x, (-1, 2, 2, 4, 4, 6)), (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, 8, 8, 6))
+
+    x = keras.Input((8, 8, 3))
+    y = ops.roll(kl.Conv2D(6, 1)(x), (-2, -2), axis=(1, 2))
+    y = windows(y)
+    y = ops.roll(joined(kl.MultiHeadAttention(2, 3)(y, y)), (2, 2), axis=(1, 2))
+    structure = describe(keras.Model(x, kl.Conv2D(3, 1)(y)))
+    assert structure.why_not_portable() == ""
+    assert structure.outputs[0].axes == ("N", "C", "S0", "S1")
+
+
+def test_a_transform_that_features_make():
+    x = keras.Input((16, 3))
+    y = kl.GlobalMaxPooling1D()(kl.Conv1D(8, 1)(x))
+    matrix = kl.Reshape((3, 3))(kl.Dense(9, name="matrix")(y))
+    y = kl.Conv1D(4, 1, name="end")(kl.Dot(axes=(2, 1))([x, matrix]))
+    structure = describe(keras.Model(x, y))
+    found = {site.name: site for site in structure.sites}
+    assert structure.why_not_portable() == ""
+    assert found["matrix"].out_group is None
+    assert found["end"].preds == ("matrix",)
+
+
 def test_vision_transformer_tokens():
     x = keras.Input((8, 8, 3))
     y = kl.Reshape((4, 6))(kl.Conv2D(6, 4, 4)(x))
@@ -730,13 +760,14 @@ def test_what_a_transposed_convolution_cuts_off(kernel, stride, word, extra):
         1, kernel, strides=stride, padding=word, output_padding=extra, use_bias=False
     )
     model = keras.Model(x, layer(x))
-    before, after = describe(model).sites[0].attrs["padding"][0]
+    structure = describe(model)
+    before, after = structure.sites[0].attrs["padding"][0]
     data = np.random.default_rng(0).normal(size=6).astype("float32")
-    weights = layer.get_weights()[0][:, 0, 0]
+    weights = BACKEND.read(model, structure)["conv1d_transpose.weight"][0, 0]
     full = np.zeros(5 * stride + kernel + 10)
     for step, value in enumerate(data):
         full[step * stride : step * stride + kernel] += value * weights
-    found = BACKEND.forward(model, describe(model), [data[None, None]])[0][0, 0]
+    found = BACKEND.forward(model, structure, [data[None, None]])[0][0, 0]
     assert len(found) == 5 * stride + kernel - before - after
     assert np.allclose(found, full[before : before + len(found)], atol=1e-5)
 

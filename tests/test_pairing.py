@@ -16,6 +16,7 @@ from ltcore.errors import (  # noqa: E402
     NotPortableError,
     ProbeMismatchError,
 )
+from ltcore.plugins import detect  # noqa: E402
 
 L = keras.layers
 X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
@@ -164,7 +165,7 @@ def test_a_mapping_file_that_is_none(tmp_path, text, said):
 
 
 def test_names_with_any_character_survive_a_mapping_file(tmp_path):
-    mapping = {'a"b\\c': "dense/ü", "encoder.0.q": "x y", "": "="}
+    mapping = {'a"b\\c': "dense/ü😀", "encoder.0.q": "x y\x7f\t", "": "="}
     lt.save_mapping(mapping, tmp_path / "m")
     assert lt.load_mapping(tmp_path / "m") == mapping
 
@@ -234,15 +235,47 @@ def test_what_is_below_a_new_head_is_still_proved():
     refused(ticket, keras_classes(5), InvalidValueError, "head is 'drop'", head="drop")
 
 
-def test_a_head_without_a_graph_in_one_framework():
-    source = torch_classes(3)
+def test_which_layer_is_the_head_must_be_known():
+    class BodyLast(nn.Module):
+        """Registers its output layer first."""
+
+        def __init__(self, count):
+            super().__init__()
+            self.fc, self.body = nn.Linear(8, count), nn.Linear(6, 8)
+
+        def forward(self, x):
+            return self.fc(self.body(x).relu())
+
+    source = BodyLast(3)
     lt.prune(source, sparsity=0.3)
     ticket = lt.Ticket.from_model(source)
-    model = torch_classes(4)
-    ticket.apply(model, head="reinit")
-    assert torch.equal(model[0].weight, source[0].weight)
+    refused(ticket, BodyLast(4), MatchError, "head='reinit' needs to know.*example=", head="reinit")
     with pytest.raises(NotPortableError, match="own framework"):
-        ticket.apply(keras_classes(4), head="reinit")
+        ticket.apply(keras_classes(4))
+    ticket = lt.Ticket.from_model(source, example=X[:1])
+    model = BodyLast(4)
+    hold = ticket.apply(model, example=X[:1], head="reinit")
+    assert torch.equal(model.body.weight, source.body.weight)
+    assert hold.masks["fc.weight"].all()
+
+
+def test_only_layers_that_end_the_model_are_heads():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x = self.first(x)
+            return x + self.last((x + self.inner(x.relu())).relu()), x
+
+    ticket = ticket_of(Residual())
+    assert {s.name for s in ticket.structure.sites if s.is_output} >= {"first", "last"}
+    assert ticket.structure.heads == {"last"}
+    normed = ticket_of(nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)))
+    other = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))
+    refused(normed, other, MatchError, "no dense or convolutional layer is its last",
+            example=X[:1], head="keep")  # fmt: skip
 
 
 def test_unequal_masks_on_biases_that_become_one_are_refused():
@@ -254,9 +287,9 @@ def test_unequal_masks_on_biases_that_become_one_are_refused():
         def forward(self, x):
             return self.out(self.lstm(x)[0])
 
-    x = X[:, None]
+    x = np.stack([X, X[::-1]], 1)
     source = Net()
-    inputs = L.Input((1, 6))
+    inputs = L.Input((2, 6))
     twin = keras.Model(inputs, L.Dense(2)(L.LSTM(5, return_sequences=True)(inputs)))
     ticket = ticket_of(source, x, prunable=["lstm.b_ih", "*.w_hh"])
     refused(ticket, twin, MatchError, "the biases of 'lstm' have different masks")
@@ -284,3 +317,146 @@ def test_a_model_that_takes_other_inputs_is_told_in_a_line():
     assert "\n" not in str(told.value)
     assert "\x1b" not in str(told.value)
     assert len(str(told.value)) < 800
+
+
+class Aux(nn.Module):
+    """Has a layer that inference does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out, self.aux = nn.Linear(6, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+
+    def forward(self, x):
+        y = self.body(x).relu()
+        return (self.out(y), self.aux(y)) if self.training else self.out(y)
+
+
+def test_a_layer_that_does_not_run_is_not_carried():
+    model = Aux()
+    lt.prune(model, sparsity=0.3, example=X[:1])
+    ticket = lt.Ticket.from_model(model, example=X[:1])
+    assert ticket.probe is None
+    refused(ticket, keras_classes(2), NotPortableError, "'aux' did not run on the example")
+
+
+def deep(act, count=12):
+    layers = [nn.Linear(6, 24), act]
+    for _ in range(count):
+        layers += [nn.Linear(24, 24), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(24, 2))
+
+
+def keras_deep(act, count=12):
+    hidden = [L.Dense(24, "relu") for _ in range(count)]
+    return keras.Sequential([L.Input((6,)), L.Dense(24, act), *hidden, L.Dense(2)])
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_depth_does_not_hide_the_first_layers(count):
+    ticket = ticket_of(deep(nn.Tanh(), count))
+    refused(ticket, keras_deep("relu", count), ProbeMismatchError, "do not compute")
+    ticket.apply(keras_deep("tanh", count))
+
+
+def test_activations_that_differ_only_far_from_zero_are_told_apart():
+    ticket = ticket_of(nn.Sequential(nn.Linear(6, 24), nn.ReLU6(), nn.Linear(24, 2)))
+    for act, fits in (("relu", False), ("relu6", True)):
+        twin = keras.Sequential([L.Input((6,)), L.Dense(24, act), L.Dense(2)])
+        if fits:
+            ticket.apply(twin)
+        else:
+            refused(ticket, twin, ProbeMismatchError, "do not compute")
+
+
+class Dead(nn.Module):
+    def __init__(self, labels=False):
+        super().__init__()
+        self.a, self.b, self.labels = nn.Linear(6, 5), nn.Linear(5, 3), labels
+
+    def forward(self, x):
+        y = self.b(self.a(x).tanh())
+        return y.argmax(1) if self.labels else (y - 1000).relu()
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_outputs_that_say_nothing_prove_nothing(labels):
+    model = Dead(labels)
+    lt.prune(model, sparsity=0.3)
+    with pytest.warns(UserWarning, match="no probe, so the ticket stays in torch.*says nothing"):
+        ticket = lt.Ticket.from_model(model, example=X[:1])
+    assert ticket.probe is None
+
+
+def test_one_time_step_is_warned_of():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    lt.prune(model, sparsity=0.3)
+    with pytest.warns(UserWarning, match=r"size of 1 along \['T'\].*larger example"):
+        lt.Ticket.from_model(model, example=X[:4, None])
+
+
+def test_attributes_that_precision_hides_are_compared_all_the_same():
+    def net(eps):
+        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, eps=eps), nn.Linear(4, 2))
+
+    ticket = ticket_of(net(1e-5))
+    before = net(1e-6)
+    with pytest.raises(ProbeMismatchError, match="layers differ in what they compute: .*eps"):
+        ticket.apply(before, example=X[:1])
+
+
+def test_equal_names_are_proved_without_an_example():
+    class Net(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(6, 5), nn.Linear(5, 2), act
+
+        def forward(self, x):
+            return self.b(self.act(self.a(x)))
+
+    ticket = ticket_of(Net(torch.relu))
+    ticket.apply(Net(torch.relu))
+    refused(ticket, Net(torch.tanh), ProbeMismatchError, "do not compute")
+    ticket.apply(Net(torch.tanh), probe=False)
+
+
+def test_renamed_layers_and_a_new_head_in_one_framework():
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.end, self.norm, self.start = nn.Linear(8, 5), nn.BatchNorm1d(8), nn.Linear(6, 8)
+
+        def forward(self, x):
+            return self.end(self.norm(self.start(x)).relu())
+
+    source = torch_classes(3)
+    ticket, model = ticket_of(source), Renamed()
+    ticket.apply(model, example=X[:1], head="reinit")
+    assert np.array_equal(model.start.weight.detach().numpy(), ticket.weights()["0.weight"])
+
+
+def test_an_interrupt_at_any_write_leaves_the_model_as_it_was(monkeypatch):
+    ticket = ticket_of(torch_classes(3))
+    driver = detect(torch_classes(3))
+    real = driver.write
+    for doomed in range(1, 12):
+        model, calls = torch_classes(3), []
+        before = arrays(model)
+
+        def write(*args, calls=calls, doomed=doomed):
+            calls.append(1)
+            if len(calls) == doomed:
+                real(args[0], args[1], dict(list(args[2].items())[:2]))
+                raise KeyboardInterrupt
+            real(*args)
+
+        monkeypatch.setattr(driver, "write", write)
+        try:
+            ticket.apply(model, example=X[:1])
+        except KeyboardInterrupt:
+            assert all(np.array_equal(a, b) for a, b in zip(before, arrays(model), strict=True))
+            assert lt.held(model) is None
+        else:
+            assert doomed > len(calls), "every write was interrupted once"
+            break
+        finally:
+            monkeypatch.undo()

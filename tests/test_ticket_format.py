@@ -67,7 +67,8 @@ def test_limits_are_those_of_the_page():
     assert dict(rows("limit")) == {
         "header": f"{container.MAX_HEADER >> 20} MiB",
         "tensors": f"{container.MAX_TENSORS}",
-        "axes of a tensor, pairs of a group": f"{container.MAX_RANK}",
+        "axes of a tensor": f"{container.MAX_RANK}",
+        "pairs of a group": f"{manifest.MAX_GROUP}",
         "a size": f"below 2^{math.log2(container.MAX_DIM):.0f}",
         "product of a shape, zeros counted as ones": "below 2^60",
         "numbers in one example of an input or output": f"2^{math.log2(parameters.MAX_FACE):.0f}",
@@ -341,7 +342,7 @@ def test_golden_files_cover_the_format():
     assert {dtype for _, dtype in entries} >= {"F64", "F32", "F16", "BF16", "I64", "U8"}
     for part in ("#bits", "#gaps", "#kept", "probe/synthetic", "probe/ticket", "probe/tie"):
         assert any(part in name for name, _ in entries), part
-    assert any(m.get("requires") == ["out_group"] for m in manifests)
+    assert {"out_group", "seams"} <= {word for m in manifests for word in m.get("requires", ())}
     assert any(m.get("ties") for m in manifests)
     assert any("vocabulary" in face for m in manifests for face in m["inputs"] or ())
 

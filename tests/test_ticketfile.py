@@ -174,7 +174,7 @@ HOSTILE = {
     "kind a list": (_set(["sites", 1, "kind"], []), "the kind of site 'bn'.*a text"),
     "empty group": (_set(["sites", 0, "in_group"], []), "feature order of 0 axes"),
     "group of a number": (_set(["sites", 0, "in_group"], [[1, 17]]), "'in_group'.*a text"),
-    "group of 9": (_set(["sites", 0, "in_group"], [["C", 1]] * 9), "up to 8 sizes"),
+    "group of 65": (_set(["sites", 0, "in_group"], [["C", 1]] * 65), "file holds 1 to 64"),
     "untraced null": (_set(["untraced"], None), "'untraced' is None; expected a text"),
     "masks a list": (_set(["masks"], []), "'masks' of the manifest.*an object"),
     "mask a number": (_set(["masks", "fc1.weight"], 3), "mask of 'fc1.weight'.*an object"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltcore.axes import UNKNOWN, Atom, is_unknown, letter, named, reshaped, tidy, unknown
-from ltcore.layouts import UNKNOWN_GROUP
+from ltcore.layouts import SEAM, UNKNOWN_GROUP, canonical_index
 from ltcore.tracing import Trace
 
 IMAGE = named(("N", "C", "S0", "S1"), (2, 5, 4, 3))
@@ -102,6 +102,27 @@ def test_a_flatten_mixes_channels_and_space():
     assert [letter(axis) for axis in tokens] == ["N", "C", "F"]
 
 
+@given(st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=3), min_size=1, max_size=3))
+def test_both_orders_of_concatenated_flattens_are_one_canonical_order(images):
+    """A vector made by either framework from the same images is the same once canonical."""
+    canonical = []
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(sizes) for sizes in images]  # channels, then space
+    for last in (False, True):
+        trace, axes, parts = Trace(), [], []
+        for array in values:
+            names = ["C", *(f"S{i}" for i in range(array.ndim - 1))]
+            order = [*range(1, array.ndim), 0] if last else range(array.ndim)
+            turned = array.transpose(order)
+            labels = named([names[i] for i in order], turned.shape)
+            axes += reshaped(labels, turned.shape, (turned.size,))
+            parts.append(turned.reshape(-1))
+        group = trace.group_of(trace.concatenated(axes))
+        vector = np.concatenate(parts)
+        canonical.append(vector if group is None else vector[canonical_index(group)])
+    assert np.array_equal(*canonical)
+
+
 def heads(trace, site):
     """Return the labels (N, T, F) of a projection as heads: (N, H, T, D)."""
     labels = (*named(("N", "T"), (2, 7)), trace.features(site, 12))
@@ -140,6 +161,15 @@ def test_one_channel_or_one_pixel_needs_no_order():
     labels = (*named("N", (2,)), trace.features("other", 12))
     trace.as_image(reshaped(labels, (2, 12), (2, 12, 1, 1)), 1)
     assert trace.out_group("other") is None
+
+
+def test_pieces_along_one_axis_alone_are_no_image():
+    trace = Trace()
+    labels = reshaped((*named("N", (2,)), trace.features("dense", 12)), (2, 12), (2, 4, 3))
+    steps = (labels[0], *named("T", (5,)), labels[2])  # the other axis was summed over
+    assert trace.as_image(steps, -1) == steps
+    trace.as_image(labels, -1)
+    assert trace.out_group("dense") == UNKNOWN_GROUP, "its order is shared by now"
 
 
 def test_two_orders_for_one_layer_are_no_order():
@@ -185,13 +215,22 @@ def test_channels_against_space_is_unknown(flipped):
     assert is_unknown(Trace().combined(*(reversed(pair) if flipped else pair)))
 
 
-def test_concatenation_keeps_plain_parts_and_loses_flattened_ones():
+def test_concatenated_parts_keep_their_orders():
     trace = Trace()
     a, b = trace.features("a", 4), trace.features("b", 6)
     assert trace.concatenated([a, b]) == (Atom("F", 1, 10),)
     assert trace.concatenated([(Atom("C", 1, 4),), (Atom("C", 1, 6),)]) == (Atom("C", 1, 10),)
     flat = reshaped(IMAGE, (2, 5, 4, 3), (2, 60))[1]
-    assert is_unknown(trace.concatenated([flat, a]))
+    joined = trace.concatenated([flat, a, flat])
+    image = (("C", 5), ("S0", 4), ("S1", 3))
+    assert trace.group_of(joined) == (*image, SEAM, ("F", 4), SEAM, *image)
+    assert trace.concatenated([trace.concatenated([flat, a]), flat]) == joined
+    assert is_unknown(trace.sliced(joined, 3))
+    assert is_unknown(reshaped((joined,), (124,), (2, 62))[0])
+    assert reshaped((joined,), (124,), (124, 1)) == (joined, ())
+    whole = trace.features("whole", 124)
+    assert trace.combined(whole, joined) == joined
+    assert trace.out_group("whole") == UNKNOWN_GROUP, "one dense layer does not make such parts"
     assert is_unknown(trace.concatenated([UNKNOWN, a]))
 
 

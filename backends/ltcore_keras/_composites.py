@@ -13,7 +13,7 @@ from ltcore_keras._names import sublayers
 from ltcore_keras._padding import padding_of
 from ltcore_keras._rules import as_images, channel_axis
 from ltcore_keras._symbolic import tensors
-from ltcore_keras._visits import as_tokens, cut, enter
+from ltcore_keras._visits import as_neighbours, as_tokens, cut, enter
 
 Given = Mapping[str, Any]
 """The arguments of a call by name, masks left out."""
@@ -42,6 +42,8 @@ class Books(Protocol):
 def attention(books: Books, layer: Any, given: Given, out: Any) -> bool:
     """Projections of query, key and value meet, and what comes of it is projected."""
     projections = {inner.name: books.names(inner) for inner in sublayers(layer)}
+    if not all(projections[word] for word in ("query", "key", "value", "attention_output")):
+        return False  # the weights are another layer's
     key = given.get("key")
     entering = {
         "query": given["query"],
@@ -56,13 +58,11 @@ def attention(books: Books, layer: Any, given: Given, out: Any) -> bool:
             made.append(name)
     result, *scores = tensors(out)
     query = books.labels(given["query"])
-    ends = projections["attention_output"]
-    labels = unknown(len(result.shape))
-    for name in ends:
-        _follow(books.trace, [name], made, ())
-        sizes = result.shape[len(query) - 1 :]
-        labels = (*query[:-1], *cut(books.trace.features(name, math.prod(sizes)), sizes))
-    books.trace.put(result, ends or made, labels)
+    (end,) = projections["attention_output"]
+    _follow(books.trace, [end], made, ())
+    sizes = result.shape[len(query) - 1 :]
+    features = books.trace.features(end, math.prod(sizes))
+    books.trace.put(result, [end], (*query[:-1], *cut(features, sizes)))
     for tensor in scores:
         letters = ["N", "F", *"T" * (len(tensor.shape) - 2)]
         books.trace.put(tensor, made, named(letters, tensor.shape))
@@ -104,10 +104,10 @@ def bidirectional(books: Books, layer: Any, given: Given, out: Any) -> bool:
 def _through_cells(books: Books, layer: Any, given: Given) -> list[list[str]] | None:
     """Book the visit of the cells of a recurrent layer; return the sites of each, in order.
 
-    None where somebody else wrote one of them.
+    None where somebody else wrote one of them, or has its weights.
     """
     cells = _cells(layer) if isinstance(layer, kl.RNN) else []
-    if not cells or not all(isinstance(cell, _CELLS) for cell in cells):
+    if not cells or not all(isinstance(cell, _CELLS) and books.names(cell) for cell in cells):
         return None
     sequence, entered = given["sequences"], tensors(given)
     axis = books.labels(sequence)[-1] if sequence.shape[-1] != 1 else ()
@@ -150,8 +150,8 @@ def separable(books: Books, layer: Any, given: Given, out: Any) -> bool:
         return False
     channels, trace = channel_axis(layer), books.trace
     labels = trace.as_image(books.labels(entered), channels)
-    trace.pin((labels[channels],))  # neighbours share a kernel
-    enter(trace, names[0], [entered], labels[channels], entered.shape[channels])
+    axis = as_neighbours(trace, labels[channels])
+    enter(trace, names[0], [entered], axis, entered.shape[channels])
     _follow(trace, names[1:], names[:1], ())
     books.note_padding(names[0], padding_of(layer, tuple(entered.shape)))
     books.note_padding(names[1], [[0, 0]] * len(layer.kernel_size))

@@ -86,6 +86,10 @@ class Engine:
     def settle(self, model: Any) -> None:
         """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""
 
+    def has_values(self, optimizer: Any) -> bool:
+        """Whether the variables of ``optimizer`` can be read now."""
+        return True
+
     # training steps
 
     def outside_graph(self) -> AbstractContextManager[None]:

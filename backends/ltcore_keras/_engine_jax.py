@@ -78,6 +78,10 @@ class Jax(Engine):
                 "jax_state_sync() of that model first"
             )
 
+    def has_values(self, optimizer: Any) -> bool:
+        """Whether no running ``fit`` has taken them away."""
+        return all(variable._value is not None for variable in optimizer.variables)
+
     @contextmanager
     def outside_graph(self) -> Iterator[None]:
         """Leave the scope in which variables are arguments, and compute now."""

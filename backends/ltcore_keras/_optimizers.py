@@ -22,7 +22,7 @@ def note_seen(model: Any, optimizer: Any) -> None:
     Called before its first update, so that what callbacks do to the learning rate is not in it.
     """
     _seen.setdefault(model, weakref.WeakSet()).add(optimizer)
-    if optimizer not in _configs and _of_keras(optimizer):
+    if optimizer not in _configs and _of_keras(optimizer) and ENGINE.has_values(optimizer):
         with ENGINE.outside_graph(), contextlib.suppress(NotImplementedError):
             _configs[optimizer] = _config(optimizer)
 

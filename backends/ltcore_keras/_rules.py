@@ -4,7 +4,6 @@ They are known by name to keep, drop, move, cut or merge axes in a certain way. 
 a table makes its axes unknown, and exchange then refuses.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ltcore.axes import (
     letter,
     named,
     reshaped,
+    size_of,
     spatial,
     unknown,
 )
@@ -114,7 +114,7 @@ def runs_keras(layer: Any) -> bool:
 
 def fitted(trace: Trace, axis: Axis, size: int) -> Axis:
     """Return ``axis`` where an operation may have left ``size`` of it."""
-    if math.prod(atom.size for atom in axis) == size and not is_unknown(axis):
+    if size_of(axis) == size and not is_unknown(axis):
         return axis
     rest = trace.sliced(axis, size)
     return rest or () if size != 1 or is_unknown(axis) else (Atom(letter(axis), 1, 1),)
@@ -160,19 +160,18 @@ def reduced(call: Call) -> Labels:
 
 
 def ordered(call: Call) -> Labels | None:
-    """What comes out depends on the order along an axis."""
-    axis = call.axis()
-    if axis is None:
-        return None
-    size = call.operands[0].shape[axis]
+    """What comes out depends on the order along one axis, or several."""
     labels = list(call.first)
-    labels[axis] = call.trace.sliced(labels[axis], size)
-    return tuple(labels)
+    places = [axis % len(labels) for axis in axes(call.operation.axis)]
+    for place in places:
+        labels[place] = call.trace.sliced(labels[place], call.operands[0].shape[place])
+    return tuple(labels) if places else None
 
 
 def arg_reduced(call: Call) -> Labels | None:
     """Numbers of places along an axis come out."""
-    labels, axis = ordered(call), call.axis()
+    axis = call.axis()
+    labels = ordered(call)
     if labels is None or axis is None or is_unknown(labels[axis]):
         return None
     return labels if len(call.shape) == len(labels) else labels[:axis] + labels[axis + 1 :]
@@ -276,10 +275,10 @@ def get_item(call: Call) -> Labels | None:
 def take(call: Call) -> Labels | None:
     """Rows of a table, or chosen places along an axis."""
     axis = call.axis()
-    if axis is None or len(call.operands) < 2:
+    if axis is None:
         return None
     call.trace.sliced(call.first[axis], 1)
-    places = call.operands[1]
+    places = call.operands[1] if len(call.operands) > 1 else Operand(None, ())
     between = places.named
     if places.labels is None and len(places.shape) == 1:
         between = (call.trace.sliced(call.first[axis], places.shape[0]),)
@@ -321,7 +320,7 @@ def broadcast_to(call: Call) -> Labels:
     old = ((),) * new + call.first
     return tuple(
         (Atom("N" if place == 0 and size == BATCH else "T", 1, size),)
-        if math.prod(atom.size for atom in axis) == 1 != size
+        if size_of(axis) == 1 != size
         else axis
         for place, (axis, size) in enumerate(zip(old, call.shape, strict=True))
     )

@@ -23,6 +23,8 @@ from ltcore_keras._einsum import Equation
 from ltcore_keras._kinds import norm_axes, slope_axis
 from ltcore_keras._rules import as_images, channel_axis
 
+_DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -63,6 +65,12 @@ def enter(trace: Trace, site: str, entered: Sequence[Any], axis: Axis, size: int
     trace.visit(site, entered, None if size == 1 else axis)
 
 
+def as_neighbours(trace: Trace, axis: Axis) -> Axis:
+    """Return the axis of features of which neighbours belong together: their order stays."""
+    trace.pin((axis,))
+    return axis if trace.group_of(axis) is None else UNKNOWN
+
+
 def cut(axis: Axis, sizes: Sequence[int]) -> Labels:
     """Return the axes of one that is dealt out over several."""
     whole = 1
@@ -100,10 +108,8 @@ def _conv(use: Use, site: str) -> Labels:
     channels = channel_axis(use.layer)
     labels = use.trace.as_image(use.labels, channels)
     axis = labels[channels]
-    if getattr(use.layer, "groups", 1) > 1 or isinstance(
-        use.layer, kl.DepthwiseConv1D | kl.DepthwiseConv2D
-    ):
-        use.trace.pin((axis,))  # neighbours share a kernel
+    if getattr(use.layer, "groups", 1) > 1 or isinstance(use.layer, _DEPTHWISE):
+        axis = as_neighbours(use.trace, axis)
     enter(use.trace, site, use.entered[:1], axis, use.entered[0].shape[channels])
     return as_images(labels[0], use.shape, channels)
 
@@ -118,8 +124,10 @@ def _batchnorm(use: Use, site: str) -> Labels:
 def _groupnorm(use: Use, site: str) -> Labels:
     axis = int(use.layer.axis) % len(use.labels)
     labels = use.trace.as_image(use.labels, axis)
-    use.trace.pin((labels[axis],))  # neighbours make a group
-    enter(use.trace, site, use.entered[:1], labels[axis], use.shape[axis])
+    entering = labels[axis]
+    if use.layer.groups > 1:
+        entering = as_neighbours(use.trace, entering)
+    enter(use.trace, site, use.entered[:1], entering, use.shape[axis])
     return labels
 
 

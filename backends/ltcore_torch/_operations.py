@@ -1,12 +1,11 @@
 """What tensor operations do to the meaning of axes; what is in no table makes it unknown."""
 
-import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 
-from ltcore.axes import UNKNOWN, Axis, Labels, is_unknown, tidy, unknown
+from ltcore.axes import UNKNOWN, Labels, is_unknown, size_of, tidy, unknown
 from ltcore_torch import _moves as moves
 from ltcore_torch import _rules as rules
 from ltcore_torch._calls import Call
@@ -110,10 +109,6 @@ def labels_after(call: Call, result: torch.Tensor, position: int) -> Labels:
     if len(labels) != result.dim():
         return unknown(result.dim())
     return tuple(
-        axis if is_unknown(axis) or not tidy(axis) or _size(axis) == size else UNKNOWN
+        axis if is_unknown(axis) or not tidy(axis) or size_of(axis) == size else UNKNOWN
         for axis, size in zip(labels, result.shape, strict=True)
     )
-
-
-def _size(axis: Axis) -> int:
-    return math.prod(atom.size for atom in axis)

@@ -135,6 +135,21 @@ def orders():
     return record(structure, masks, {"framework": "keras"}, probe)
 
 
+def seams():
+    """A dense layer behind a flattened image and a table that follow each other."""
+    order = (("S0", 3), ("C", 2), ("+", 0), ("F", 4))
+    join = Site("join", "linear", (Role("weight", "join.kernel", (7, 10), "float32"),), {}, (),
+                order, True)  # fmt: skip
+    faces = (
+        Interface(("N", "C", "S0"), (0, 2, 3), "float32"),
+        Interface(("N", "F"), (0, 4), "float32"),
+    )
+    structure = Structure((join,), faces, (Interface(("N", "F"), (0, 7), "float32"),))
+    masks = {"join.weight": kept((7, 10), 400, 31)}
+    probe = Probe((numbers((2, 7), 32),), (numbers((2, 7), 33),))
+    return record(structure, masks, {"framework": "keras"}, probe)
+
+
 def ties():
     """Attention over tokens, whose projections only trials tell apart."""
     projections = [
@@ -174,7 +189,9 @@ def record(structure, masks, provenance, probe, arrays=()):
     return TicketRecord(structure, Masks(masks), params | dict(arrays), provenance, probe)
 
 
-CASES = {case.__name__: case for case in (gaps, bits, bfloat16, float16, float64, orders, ties)}
+CASES = {
+    case.__name__: case for case in (gaps, bits, bfloat16, float16, float64, orders, seams, ties)
+}
 
 
 def digest(array):
