@@ -10,6 +10,7 @@ import numpy as np
 from ltcore.axes import UNKNOWN, Labels, named, unknown
 from ltcore.parameters import Site
 from ltcore.tracing import Trace
+from ltcore_keras._calls import Call, Operand, Rule, after, rule_for, runs_keras
 from ltcore_keras._composites import COMPOSITES
 from ltcore_keras._composites import Rule as CompositeRule
 from ltcore_keras._inputs import BATCH
@@ -17,7 +18,6 @@ from ltcore_keras._kinds import found_in
 from ltcore_keras._names import own_variables, walk
 from ltcore_keras._padding import padding_of
 from ltcore_keras._places import NOWHERE
-from ltcore_keras._rules import Call, Operand, Rule, after, rule_for, runs_keras
 from ltcore_keras._slots import Slot
 from ltcore_keras._symbolic import tensors
 from ltcore_keras._tables import LAYERS, OPERATIONS

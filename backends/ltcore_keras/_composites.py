@@ -9,9 +9,9 @@ from keras import layers as kl
 
 from ltcore.axes import Axis, Labels, named, unknown
 from ltcore.tracing import Trace
+from ltcore_keras._calls import as_images, channel_axis
 from ltcore_keras._names import sublayers
 from ltcore_keras._padding import padding_of
-from ltcore_keras._rules import as_images, channel_axis
 from ltcore_keras._symbolic import tensors
 from ltcore_keras._visits import as_neighbours, as_tokens, cut, enter
 

@@ -6,9 +6,9 @@ import keras
 from keras import layers as kl
 
 from ltcore.errors import CapabilityError
+from ltcore_keras._calls import of_keras
 from ltcore_keras._einsum import Equation, EquationError
 from ltcore_keras._kinds import is_known
-from ltcore_keras._rules import of_keras
 from ltcore_keras._slots import Slot
 
 

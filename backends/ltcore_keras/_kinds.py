@@ -6,59 +6,16 @@ prunable by name and held like any other, but not carried over. ``reason`` says 
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from keras import layers as kl
 
 from ltcore_keras._einsum import Equation, EquationError
-from ltcore_keras._layouts import (
-    CHANNELS_LAST,
-    DENSE,
-    DEPTHWISE,
-    FLAT,
-    GRU_GATES,
-    KERNEL,
-    PLAIN,
-    Layout,
-)
+from ltcore_keras._found import Found, Piece, UnlikeError, present
+from ltcore_keras._layouts import CHANNELS_LAST, DENSE, DEPTHWISE, FLAT, KERNEL, PLAIN, Layout
 from ltcore_keras._places import Place
-
-
-class Piece(NamedTuple):
-    """One array of a site: a variable, or a row of it."""
-
-    variable: Any
-    layout: Layout = PLAIN
-    row: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A site that a layer holds.
-
-    Attributes:
-        kind: a key of `ltcore.layouts.KINDS`.
-        pieces: ``{role: its array}``.
-        attrs: as in `ltcore.parameters.Site`.
-        suffix: what is added to the layer's name where it holds several sites.
-        part: as in `ltcore.parameters.Site`.
-        states: the roles that are buffers.
-        constants: the buffers have no twin in other frameworks.
-    """
-
-    kind: str
-    pieces: Mapping[str, Piece]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    suffix: str = ""
-    part: str = ""
-    states: tuple[str, ...] = ()
-    constants: bool = False
-
-
-class UnlikeError(Exception):
-    """Why a layer computes something else than its class does elsewhere."""
+from ltcore_keras._recurrent import gru, lstm, simple_rnn
 
 
 def found_in(layer: Any, place: Place, own: list[Any]) -> list[Found]:
@@ -120,19 +77,14 @@ def unique(name: str, taken: set[str]) -> str:
     return f"{name}_{number}"
 
 
-def _pieces(**arrays: tuple[Any, Layout]) -> dict[str, Piece]:
-    """Return the pieces of the arrays that the layer has."""
-    return {role: Piece(*one) for role, one in arrays.items() if one[0] is not None}
-
-
 def _dense(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.kernel, DENSE), bias=(layer.bias, PLAIN))
+    pieces = present(weight=(layer.kernel, DENSE), bias=(layer.bias, PLAIN))
     return [Found("linear", pieces)]
 
 
 def _einsum(layer: Any, place: Place) -> list[Found]:
     equation = Equation.of(layer)
-    pieces = _pieces(weight=(layer.kernel, equation.layout), bias=(layer.bias, FLAT))
+    pieces = present(weight=(layer.kernel, equation.layout), bias=(layer.bias, FLAT))
     attrs = {"heads": place.heads} if place.part else {}
     return [Found("linear", pieces, attrs, part=place.part)]
 
@@ -142,14 +94,14 @@ def _window(layer: Any) -> dict[str, Any]:
 
 
 def _conv(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.kernel, KERNEL), bias=(layer.bias, PLAIN))
+    pieces = present(weight=(layer.kernel, KERNEL), bias=(layer.bias, PLAIN))
     if 1 < layer.groups == layer.groups * layer.kernel.shape[-2]:
         return [Found("depthwise", pieces, _window(layer))]
     return [Found("conv", pieces, _window(layer) | {"groups": layer.groups})]
 
 
 def _depthwise(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.kernel, DEPTHWISE), bias=(layer.bias, PLAIN))
+    pieces = present(weight=(layer.kernel, DEPTHWISE), bias=(layer.bias, PLAIN))
     return [_over_channels(layer, layer.kernel, pieces)]
 
 
@@ -161,8 +113,8 @@ def _over_channels(layer: Any, kernel: Any, pieces: dict[str, Piece], suffix: st
 
 
 def _separable(layer: Any, place: Place) -> list[Found]:
-    over = _pieces(weight=(layer.depthwise_kernel, DEPTHWISE))
-    across = _pieces(weight=(layer.pointwise_kernel, KERNEL), bias=(layer.bias, PLAIN))
+    over = present(weight=(layer.depthwise_kernel, DEPTHWISE))
+    across = present(weight=(layer.pointwise_kernel, KERNEL), bias=(layer.bias, PLAIN))
     ones = [1] * len(layer.strides)
     return [
         _over_channels(layer, layer.depthwise_kernel, over, ".depthwise"),
@@ -171,26 +123,26 @@ def _separable(layer: Any, place: Place) -> list[Found]:
 
 
 def _conv_transpose(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.kernel, KERNEL), bias=(layer.bias, PLAIN))
+    pieces = present(weight=(layer.kernel, KERNEL), bias=(layer.bias, PLAIN))
     padding = layer.output_padding
     attrs = {} if padding is None else {"output_padding": list(padding)}
     return [Found("conv_transpose", pieces, _window(layer) | attrs)]
 
 
 def _embedding(layer: Any, place: Place) -> list[Found]:
-    return [Found("embedding", _pieces(weight=(layer.embeddings, PLAIN)))]
+    return [Found("embedding", present(weight=(layer.embeddings, PLAIN)))]
 
 
 def _reversible(layer: Any, place: Place) -> list[Found]:
     found = _embedding(layer, place)
     if layer.tie_weights:
         return found
-    kernel = _pieces(weight=(layer.reverse_embeddings, DENSE))
+    kernel = present(weight=(layer.reverse_embeddings, DENSE))
     return [*found, Found("linear", kernel, suffix=".reverse")]
 
 
 def _batchnorm(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(
+    pieces = present(
         weight=(layer.gamma, PLAIN),
         bias=(layer.beta, PLAIN),
         running_mean=(layer.moving_mean, PLAIN),
@@ -205,12 +157,12 @@ def _layernorm(layer: Any, place: Place) -> list[Found]:
     if getattr(layer, "rms_scaling", False):
         raise UnlikeError("rms_scaling divides by the variance, not by the mean square")
     layout = _norm_layout(layer)
-    pieces = _pieces(weight=(layer.gamma, layout), bias=(layer.beta, layout))
+    pieces = present(weight=(layer.gamma, layout), bias=(layer.beta, layout))
     return [Found("layernorm", pieces, {"eps": layer.epsilon})]
 
 
 def _rmsnorm(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.scale, _norm_layout(layer)))
+    pieces = present(weight=(layer.scale, _norm_layout(layer)))
     return [Found("rmsnorm", pieces, {"eps": layer.epsilon})]
 
 
@@ -231,7 +183,7 @@ def norm_axes(layer: Any) -> tuple[int, ...] | None:
 
 
 def _groupnorm(layer: Any, place: Place) -> list[Found]:
-    pieces = _pieces(weight=(layer.gamma, PLAIN), bias=(layer.beta, PLAIN))
+    pieces = present(weight=(layer.gamma, PLAIN), bias=(layer.beta, PLAIN))
     return [Found("groupnorm", pieces, {"groups": layer.groups, "eps": layer.epsilon})]
 
 
@@ -239,7 +191,7 @@ def _prelu(layer: Any, place: Place) -> list[Found]:
     axis = slope_axis(layer)
     if axis not in (None, 1, -1):
         raise UnlikeError("its slopes differ along an axis that is not the channels")
-    return [Found("prelu", _pieces(weight=(layer.alpha, FLAT)))]
+    return [Found("prelu", present(weight=(layer.alpha, FLAT)))]
 
 
 def slope_axis(layer: Any) -> int | None:
@@ -250,49 +202,6 @@ def slope_axis(layer: Any) -> int | None:
     if len(wide) > 1:
         return 0
     return -1 if wide[0] == len(layer.alpha.shape) else wide[0] if wide[0] == 1 else 0
-
-
-def _recurrent(kind: str, layer: Any, place: Place, layout: Layout) -> Found:
-    pieces = _pieces(w_ih=(layer.kernel, layout), w_hh=(layer.recurrent_kernel, layout))
-    if layer.bias is not None and len(layer.bias.shape) == 2:
-        pieces |= {"b_ih": Piece(layer.bias, layout, 0), "b_hh": Piece(layer.bias, layout, 1)}
-    elif layer.bias is not None:
-        pieces["b_ih"] = Piece(layer.bias, layout)
-    attrs = {
-        "direction": "backward" if place.backwards else "forward",
-        "biases": len(pieces) - 2,
-    }
-    return Found(kind, pieces, attrs)
-
-
-def _simple_rnn(layer: Any, place: Place) -> list[Found]:
-    word = _activation(layer.activation)
-    if word not in ("tanh", "relu"):
-        raise UnlikeError(f"its activation is {word}, not tanh or relu")
-    found = _recurrent("rnn", layer, place, DENSE)
-    return [Found("rnn", found.pieces, {**found.attrs, "activation": word})]
-
-
-def _lstm(layer: Any, place: Place) -> list[Found]:
-    _check_gates(layer)
-    return [_recurrent("lstm", layer, place, DENSE)]
-
-
-def _gru(layer: Any, place: Place) -> list[Found]:
-    _check_gates(layer)
-    if not layer.reset_after:
-        raise UnlikeError("GRU with reset_after=False computes another function")
-    return [_recurrent("gru", layer, place, GRU_GATES)]
-
-
-def _check_gates(layer: Any) -> None:
-    words = _activation(layer.activation), _activation(layer.recurrent_activation)
-    if words != ("tanh", "sigmoid"):
-        raise UnlikeError(f"its activations are {words}, not tanh and sigmoid")
-
-
-def _activation(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 _Reader = Callable[[Any, Place], list[Found]]
@@ -310,7 +219,7 @@ _READERS: list[tuple[tuple[type, ...], _Reader]] = [
     *([((kl.RMSNormalization,), _rmsnorm)] if hasattr(kl, "RMSNormalization") else []),
     ((kl.GroupNormalization,), _groupnorm),
     ((kl.PReLU,), _prelu),
-    ((kl.SimpleRNNCell,), _simple_rnn),
-    ((kl.LSTMCell,), _lstm),
-    ((kl.GRUCell,), _gru),
+    ((kl.SimpleRNNCell,), simple_rnn),
+    ((kl.LSTMCell,), lstm),
+    ((kl.GRUCell,), gru),
 ]

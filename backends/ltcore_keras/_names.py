@@ -12,7 +12,8 @@ from typing import Any
 
 from ltcore.errors import ModelNotBuiltError
 from ltcore.parameters import Role, Site
-from ltcore_keras._kinds import Found, found_in, unique
+from ltcore_keras._found import Found
+from ltcore_keras._kinds import found_in, unique
 from ltcore_keras._places import NOWHERE, Place, places_in
 from ltcore_keras._slots import Slot
 

@@ -15,8 +15,8 @@ import numpy as np
 from keras import layers as kl
 from keras.src.backend.common import global_state
 
+from ltcore_keras._calls import runs_keras
 from ltcore_keras._names import sublayers
-from ltcore_keras._rules import runs_keras
 
 _lock = threading.RLock()
 _CONSTANTS = (keras.Variable, np.ndarray)

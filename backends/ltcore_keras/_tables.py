@@ -2,7 +2,7 @@
 
 from ltcore.axes import Atom, Labels, reshaped
 from ltcore_keras import _rules as rules
-from ltcore_keras._rules import Call, Rule, channel_axis
+from ltcore_keras._calls import Call, Rule, axes, channel_axis
 
 _POOLS = [f"{how}Pooling{n}D" for how in ("Max", "Average") for n in (1, 2, 3)]
 _ADAPTIVE = [f"Adaptive{pool}" for pool in _POOLS]
@@ -38,7 +38,7 @@ def _attention(call: Call) -> Labels | None:
 
 def _dot(call: Call) -> Labels | None:
     first, second = (one.named for one in call.operands)
-    asked = rules.axes(call.operation.axes)
+    asked = axes(call.operation.axes)
     left, right = asked if len(asked) == 2 else asked * 2
     left, right = left % len(first), right % len(second)
     call.trace.pin((first[left], second[right]))

@@ -1,5 +1,6 @@
 """How data enters and leaves a layer that is one site."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,9 @@ from ltcore.axes import (
 )
 from ltcore.layouts import RECURRENT
 from ltcore.tracing import Trace
+from ltcore_keras._calls import as_images, channel_axis
 from ltcore_keras._einsum import Equation
 from ltcore_keras._kinds import norm_axes, slope_axis
-from ltcore_keras._rules import as_images, channel_axis
 
 _DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 
@@ -73,10 +74,7 @@ def as_neighbours(trace: Trace, axis: Axis) -> Axis:
 
 def cut(axis: Axis, sizes: Sequence[int]) -> Labels:
     """Return the axes of one that is dealt out over several."""
-    whole = 1
-    for size in sizes:
-        whole *= size
-    return reshaped((axis,), (whole,), sizes)
+    return reshaped((axis,), (math.prod(sizes),), sizes)
 
 
 def as_tokens(labels: Labels) -> Labels:
@@ -98,10 +96,8 @@ def _einsum(use: Use, site: str) -> Labels:
     equation = Equation.of(use.layer)
     use.trace.visit(site, use.entered[:1], equation.entered(use.labels))
     sizes = equation.made_sizes(use.shape, len(use.labels))
-    whole = 1
-    for size in sizes:
-        whole *= size
-    return equation.left(use.labels, cut(use.trace.features(site, whole), sizes))
+    features = use.trace.features(site, math.prod(sizes))
+    return equation.left(use.labels, cut(features, sizes))
 
 
 def _conv(use: Use, site: str) -> Labels:
