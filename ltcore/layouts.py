@@ -48,6 +48,8 @@ class Kind:
 
 _KERNEL_OUT = {"weight": 0, "bias": 0}
 _AFFINE = {"weight": 0, "bias": 0}
+CONVOLUTIONS = ("conv", "depthwise", "conv_transpose")
+
 RECURRENT = ("rnn", "lstm", "gru")
 """Gates lie along axis 0 of every role: i, f, g, o in an LSTM; r, z, n in a GRU."""
 

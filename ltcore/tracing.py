@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ltcore.axes import Atom, Axis, Labels, named
-from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup
+from ltcore.layouts import CONVOLUTIONS, KINDS, UNKNOWN_GROUP, AxisGroup
 from ltcore.orders import Orders
 from ltcore.parameters import Site
 
@@ -35,6 +35,19 @@ class Visit:
 
     preds: set[str] = field(default_factory=set)
     axis: Axis = ()
+
+
+def is_line(sites: Sequence[Site], end: int) -> bool:
+    """Whether data of three axes at one end of a model are images of one dimension.
+
+    They are where a convolution along one axis is the model's first layer with a kernel (``end``
+    0) or its last (-1); else the features are taken to come last.
+    """
+    kernels = [site for site in sites if KINDS[site.kind].prunable]
+    if not kernels or kernels[end].kind not in CONVOLUTIONS:
+        return False
+    weight = kernels[end].role("weight")
+    return weight is not None and len(weight.shape) == 3
 
 
 class Trace(Orders):

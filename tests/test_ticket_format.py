@@ -93,7 +93,7 @@ def test_fields_are_those_of_the_page():
         "site": told["sites"][0],
         "role": told["sites"][0]["roles"][0],
         "face": told["inputs"][0],
-        "manifest": {**tf._pack(record)[1], "tensors": {}, "ties": []},
+        "manifest": {**tf._pack(record)[1], "tensors": {}, "ties": [], "probe_rule": 2},
     }
     for owner, found in fields.items():
         head = "field" if owner == "manifest" else f"field of a {owner}"

@@ -421,6 +421,17 @@ def test_two_forwards_before_one_backward_with_several_parts():
     handle.release()
 
 
+def test_a_part_that_is_written_to_is_masked_at_the_next_forward():
+    model = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
+    backend, structure = detect(model), describe(model)
+    masks = random_masks(structure, PARTS)
+    handle = backend.hold(model, structure, masks)
+    backend.write(model, structure, {PARTS[1]: np.ones((6, 6), np.float32)})
+    model(torch.randn(2, 5, 6))
+    assert np.array_equal(backend.read(model, structure)[PARTS[1]], masks[PARTS[1]])
+    handle.release()
+
+
 def test_a_hold_of_parts_does_not_keep_the_model_alive():
     import gc
     import weakref

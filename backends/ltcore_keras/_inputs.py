@@ -10,7 +10,7 @@ import numpy as np
 from ltcore.arrays import Array
 from ltcore.axes import Labels, face_axes, spatial
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Trace
+from ltcore.tracing import Trace, is_line
 from ltcore_keras._engine import as_numpy
 from ltcore_keras._layouts import moved_channels, to_numpy
 from ltcore_keras._names import walk
@@ -18,7 +18,6 @@ from ltcore_keras._names import walk
 BATCH = 11
 """Examples in the symbolic batch: a number that is seldom a size of anything else."""
 
-_CONVOLUTIONS = ("conv", "depthwise", "conv_transpose")
 _OPEN_SIZE = {"S": 32, "T": 16}
 """What stands for a size that the model leaves open."""
 
@@ -52,18 +51,13 @@ def entries(model: Any, sites: Sequence[Site], example: Any) -> list[Entry]:
     last = channels_last(model)
     found = []
     for shape, dtype in _declared(model, sites, example):
-        names = _names(len(shape), dtype, one_dimensional=is_one_dimensional(sites), last=last)
+        names = _names(len(shape), dtype, one_dimensional=is_line(sites, 0), last=last)
         sizes = [
             size or _OPEN_SIZE.get(name[0], 1)
             for size, name in zip(shape[1:], names[1:], strict=True)
         ]
         found.append(Entry((shape[0] or BATCH, *sizes), dtype, names))
     return found
-
-
-def is_one_dimensional(sites: Sequence[Site]) -> bool:
-    """Whether data of three axes are images of one dimension: something convolves them."""
-    return any(s.kind in _CONVOLUTIONS and len(s.roles[0].shape) == 3 for s in sites)
 
 
 def _declared(model: Any, sites: Sequence[Site], example: Any) -> list[tuple[Any, str]]:
@@ -145,7 +139,7 @@ def output_face(
     """
     if None in shape:
         raise UntraceableError("the size of an output of the model depends on values")
-    if len(labels) > 3 or (len(labels) == 3 and is_one_dimensional(sites)):
+    if len(labels) > 3 or (len(labels) == 3 and is_line(sites, -1)):
         labels = trace.as_image(labels, -1 if last else 1)
     if any(trace.group_of(axis) is not None for axis in labels if face_axes((axis,)) != ("?",)):
         raise UntraceableError("an output of the model has channels and space in one axis")

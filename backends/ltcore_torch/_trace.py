@@ -15,7 +15,7 @@ from ltcore.axes import UNKNOWN, Labels, face_axes, spatial, unknown
 from ltcore.errors import ModelError
 from ltcore.layouts import UNKNOWN_GROUP
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Trace
+from ltcore.tracing import Trace, is_line
 from ltcore_torch._calls import Call, anonymous
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import Inventory
@@ -75,22 +75,16 @@ def _disordered(trace: Trace, inputs: int) -> str:
 
 def _input_axes(tensor: torch.Tensor, sites: Sequence[Site]) -> tuple[str, ...]:
     rank = tensor.dim()
-    if rank >= 4 or (rank == 3 and _is_one_dimensional(sites)):
+    if rank >= 4 or (rank == 3 and is_line(sites, 0)):
         return ("N", "C", *spatial(rank - 2))
     if not tensor.is_floating_point():
         return ("N", *("T",) * (rank - 1))[:rank]
     return ("N", *("T",) * (rank - 2), "F") if rank > 1 else ("N",) * rank
 
 
-def _is_one_dimensional(sites: Sequence[Site]) -> bool:
-    """Whether data of three axes are images of one dimension: something convolves them."""
-    convolutions = ("conv", "depthwise", "conv_transpose")
-    return any(s.kind in convolutions and len(s.roles[0].shape) == 3 for s in sites)
-
-
 def _output_labels(trace: Trace, tensor: torch.Tensor, sites: Sequence[Site]) -> Labels:
     labels = trace.flow(tensor).labels or unknown(tensor.dim())
-    is_image = tensor.dim() > 3 or (tensor.dim() == 3 and _is_one_dimensional(sites))
+    is_image = tensor.dim() > 3 or (tensor.dim() == 3 and is_line(sites, -1))
     return trace.as_image(labels, 1) if is_image else labels
 
 
