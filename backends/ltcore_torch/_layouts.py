@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ltcore.arrays import Array, own
-from ltcore.errors import CapabilityError
+from ltcore.errors import CapabilityError, InvalidValueError
 
 _NUMPY_FLOATS = (torch.float64, torch.float32, torch.float16)
 
@@ -44,6 +44,11 @@ def write_into(tensor: torch.Tensor, array: Array) -> None:
 
 def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return model inputs on ``device``: a tensor, an array, or a sequence of them."""
+    if isinstance(example, Mapping):
+        raise InvalidValueError(
+            f"inputs are a dictionary of {list(example)}; give a tuple of them in the order of "
+            "forward()"
+        )
     parts = example if isinstance(example, list | tuple) else (example,)
     return tuple(
         (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)
