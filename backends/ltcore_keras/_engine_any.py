@@ -52,15 +52,15 @@ class Engine:
         Raises:
             CapabilityError: this engine cannot train, or the model trains on several devices.
         """
-        raise CapabilityError(
-            f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
-            "torch or jax before keras is imported"
-        )
+        raise _no_training()
 
     def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
-        """Return dense gradients of the sum of ``loss()``, also of variables that are frozen."""
-        self.check_trains(None)
-        raise NotImplementedError
+        """Return dense gradients of the sum of ``loss()``, also of variables that are frozen.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
 
     # values
 
@@ -141,3 +141,10 @@ class Engine:
 
     def reset_foreign(self, optimizer: Any) -> None:
         """Empty the state of ``optimizer``, none of Keras's."""
+
+
+def _no_training() -> CapabilityError:
+    return CapabilityError(
+        f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
+        "torch or jax before keras is imported"
+    )

@@ -7,7 +7,8 @@ variables: masks live here and go with the model.
 
 What cannot be reached is a ``tf.function`` of the user's own, or a training step of another model
 around this one, that was traced before the first hold. One that was traced under a hold follows
-later masks and a release, for it reads the masks from variables. ``Hold.check()`` tells.
+later masks and a release, for it reads the masks from variables. ``Hold.check()`` tells. On JAX
+masks are constants of a step, and every step is traced anew when they change.
 """
 
 import weakref

@@ -44,6 +44,7 @@ class Odometer(Listener):
         self._model = weakref.ref(model)
         self._reference: weakref.ref[Any] | None = None
         self._wanted: list[Sequence[Any]] = []
+        self._met: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
     def reading(self) -> int:
@@ -84,7 +85,8 @@ class Odometer(Listener):
     ) -> list[Any]:
         """Note the optimizer, before it does anything."""
         model = self._model()
-        if model is not None and self._first(variables) is not None:
+        if model is not None and optimizer not in self._met and self._first(variables) is not None:
+            self._met.add(optimizer)
             note_seen(model, optimizer)
         return gradients
 
@@ -259,8 +261,8 @@ class Clock:
     def __init__(self, optimizer: Any, values: Mapping[int, Any]) -> None:
         self._key = id(optimizer._iterations)
         self._every = optimizer.gradient_accumulation_steps or 1
-        self._now = values[self._key]
-        self._read = int(self._now) // self._every
+        self._now: Any = int(values[self._key])
+        self._read = self._now // self._every
 
     def stepped(self, values: Mapping[int, Any]) -> None:
         """Remember the count; a copy, for the next step gives the memory of the array away."""
