@@ -14,7 +14,14 @@ from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, read_array, tensors_in, to_numpy, write_into
+from ltcore_torch._layouts import (
+    as_inputs,
+    check_shape,
+    read_array,
+    tensors_in,
+    to_numpy,
+    write_into,
+)
 from ltcore_torch._names import inventory, unwrap
 from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
@@ -63,8 +70,10 @@ class TorchBackend:
         return {name: read_array(slots[name].tensor, name) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
-        """Write ``params`` in place."""
+        """Write ``params`` in place, all or none."""
         slots = _slots(model)
+        for name, array in params.items():
+            check_shape(slots[name].tensor, array, name)
         for name, array in params.items():
             write_into(slots[name].tensor, array)
 
@@ -95,7 +104,7 @@ class TorchBackend:
         """Return params from every layer's ``reset_parameters``."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        fresh = redrawn(unwrap(model), seed, {slots[name].module for name in wanted})
+        fresh = redrawn(unwrap(model), seed, {name: slots[name] for name in wanted})
         return self.read(fresh, structure, wanted)
 
     def forward(

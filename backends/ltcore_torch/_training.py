@@ -1,8 +1,8 @@
 """Modes, fresh weights and gradients of a torch module."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ltcore.errors import CapabilityError
+from ltcore_torch._copies import copied
 from ltcore_torch._layouts import as_inputs
 from ltcore_torch._names import walk
 from ltcore_torch._slots import Slot
@@ -42,22 +43,34 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def redrawn(model: nn.Module, seed: int, needed: set[nn.Module]) -> nn.Module:
+def redrawn(model: nn.Module, seed: int, wanted: Mapping[str, Slot]) -> nn.Module:
     """Return a copy of ``model`` with every layer reset by its own ``reset_parameters``.
 
     Raises:
-        CapabilityError: a ``needed`` layer has parameters and no such method; names it.
+        CapabilityError: the layer of a ``wanted`` parameter has no such method, or its method
+            leaves the parameter out; names it.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
+    modules = list(zip(walk(fresh), walk(model), strict=True))
+    needed = {slot.module for slot in wanted.values()}
+    twins = {original: module for (_, module), (_, original) in modules}
+    drawn = {n: replace(s, module=twins[s.module]) for n, s in wanted.items() if not s.is_buffer}
+    for slot in drawn.values():
+        if slot.whole.is_floating_point():
+            slot.tensor.detach().fill_(torch.nan)  # what no layer draws stays NaN
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         # A stream of its own: the user's manual_seed(seed) must not give the same weights.
         torch.manual_seed(int(np.random.SeedSequence([seed, 0x7E1]).generate_state(1)[0]))
         # Children before parents, which may have the last word on their weights.
-        for (name, module), (_, original) in reversed(
-            list(zip(walk(fresh), walk(model), strict=True))
-        ):
+        for (name, module), (_, original) in reversed(modules):
             _reset(name, module, must=original in needed)
+    left = [name for name, slot in drawn.items() if slot.tensor.isnan().any()]
+    if left:
+        raise CapabilityError(
+            f"parameters {left} are not drawn anew by reset_parameters() of their layers; draw "
+            "them there, or give rewind_to= a policy of your own"
+        )
     return fresh
 
 
