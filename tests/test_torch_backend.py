@@ -1,6 +1,7 @@
 """The torch backend keeps every promise of the conformance suite, and some of its own."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -408,6 +409,89 @@ def test_a_buffer_of_the_user_may_be_called_a_mask():
             self.register_buffer("weight_mask", torch.ones(4, 4).tril())
 
     assert lt.prune(nn.Sequential(Masked()), sparsity=0.5, prunable=["0.weight"]).masks.total == 16
+
+
+class Noisy(nn.Module):
+    """Draws random numbers and keeps books in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach()
+        return self.fc(x + torch.randn_like(x)) + self.calls
+
+
+def gradients(model, batches):
+    return detect(model).gradients(model, describe(model), batches, nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model: describe(model, torch.ones(2, 4)),
+        lambda model: detect(model).forward(model, describe(model), [np.ones((2, 4), np.float32)]),
+        lambda model: gradients(model, [(torch.ones(2, 4), torch.ones(2, 2))]),
+    ],
+    ids=["describe", "forward", "gradients"],
+)
+def test_forwards_of_our_own_leave_no_traces(run):
+    model = Noisy()
+    state = torch.get_rng_state()
+    run(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.calls == 0
+    assert model.last is None
+    assert model.training
+
+
+def test_outputs_that_are_buffers_are_read_before_they_are_restored():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.fc(x), self.calls
+
+    model = Counter()
+    _, calls = detect(model).forward(model, describe(model), [np.ones((2, 4), np.float32)])
+    assert calls.tolist() == [1, 1]
+
+
+def test_gradients_need_batches_and_no_grad_mode_of_the_user():
+    model = mlp()
+    with pytest.raises(InvalidValueError, match="batches is empty; expected pairs"):
+        gradients(model, iter(()))
+    batches = [(torch.ones(2, 4), torch.ones(2, 2))]
+    expected = gradients(model, batches)
+    with torch.no_grad():
+        found = gradients(model, batches)
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_a_call_from_another_thread_is_no_part_of_the_trace():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    x, others = torch.ones(2, 4), []
+
+    class Busy(nn.Module):
+        def forward(self, y):
+            if not others:
+                others.append(threading.Thread(target=lambda: model[0](x)))
+                others[0].start()
+                others[0].join()
+            return y
+
+    model.insert(1, Busy())
+    first = describe(model, x)
+    assert others, "no other thread called"
+    assert first == describe(model, x)
 
 
 # Counting updates.

@@ -14,6 +14,7 @@ from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
+from ltcore_torch._inference import inference
 from ltcore_torch._layouts import (
     as_inputs,
     check_shape,
@@ -27,7 +28,7 @@ from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
 from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import run_once, traced
-from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
+from ltcore_torch._training import mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
@@ -116,7 +117,7 @@ class TorchBackend:
         given = as_inputs(list(inputs), like.device)
         with inference(root), suspended():
             result = root(*(x.to(like.dtype) if x.is_floating_point() else x for x in given))
-        return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
+            return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
 
     def gradients(
         self,
@@ -128,8 +129,7 @@ class TorchBackend:
         """Return mean gradients of all trained parameters, in eval mode."""
         slots = _slots(model)
         trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        with eval_mode(unwrap(model)):
-            found = mean_gradients(model, trained, batches, loss)
+        found = mean_gradients(model, trained, batches, loss)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
 
     def load_checkpoint(
