@@ -36,6 +36,15 @@ def read_array(tensor: torch.Tensor, name: str) -> Array:
         ) from error
 
 
+def check_shape(tensor: torch.Tensor, array: Array, name: str) -> None:
+    """Raise `InvalidValueError` if ``array`` is of another shape than the parameter ``name``."""
+    if array.shape != tuple(tensor.shape):
+        raise InvalidValueError(
+            f"{name!r} has canonical shape {tuple(tensor.shape)}; an array of shape {array.shape} "
+            "was given"
+        )
+
+
 def write_into(tensor: torch.Tensor, array: Array) -> None:
     """Copy ``array`` into ``tensor``, which keeps its dtype, device and memory format."""
     with torch.no_grad():
