@@ -175,7 +175,7 @@ def place(
     if differences := pairing.differences(TRAINING_ATTRIBUTES):
         warnings.warn(
             f"paired layers compute the same outputs but would not train alike: {differences}",
-            stacklevel=4,
+            stacklevel=3,
         )
     if weights == "ticket":
         backend.write(model, structure, pairing.params(record.weights()))

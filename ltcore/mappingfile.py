@@ -39,10 +39,11 @@ def load_mapping(path: str | PathLike[str]) -> dict[str, str]:
     Raises:
         InvalidValueError: the file is no TOML, or has something else than one table ``sites`` of
             names; says what was found.
-        OSError: the file cannot be read.
     """
     try:
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidValueError(f"cannot read the mapping {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidValueError(f"{path} is no TOML file: {error}") from None
     sites = found.get("sites")

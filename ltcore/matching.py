@@ -19,6 +19,9 @@ from ltcore.parameters import Site, Structure
 MAX_TIE = 6
 """Sites that a trial can tell apart: 720 ways to pair them."""
 
+MAX_TOLD = 8
+"""Sites that an error names of each side."""
+
 MAX_TIES = 64
 """Ties of one model that a ticket records trials for."""
 
@@ -124,6 +127,7 @@ class _Side:
     def __init__(self, structure: Structure, free_heads: bool) -> None:
         self.sites = {site.name: site for site in structure.sites if site.matched}
         self.preds = _preds(structure)
+        self.heads = structure.heads
         heads = structure.heads if free_heads else set()
         self.signatures = {n: signature(site, n in heads) for n, site in self.sites.items()}
 
@@ -236,9 +240,12 @@ def _check_same(
         return
     missing, unexpected = _unpaired(ours, theirs), _unpaired(theirs, ours)
     if missing or unexpected:
+        only_heads = set(missing) <= ours.heads and set(unexpected) <= theirs.heads
         raise MatchError(
             "the ticket is for another architecture: "
-            f"missing from the model {missing}, unexpected in the model {unexpected}"
+            f"missing from the model {_told(ours, missing)}, unexpected in the model "
+            f"{_told(theirs, unexpected)}"
+            + (". head='reinit' or 'keep' leaves output layers out" if only_heads else "")
         )
     raise MatchError(
         "the ticket's model has the same layers but wires them differently: "
@@ -252,7 +259,7 @@ def _odd(side: _Side, mine: Mapping[str, list[str]], yours: Mapping[str, list[st
 
 
 def _unpaired(side: _Side, other: _Side) -> list[str]:
-    """Return the sites of ``side`` that are too many of their kind and shape."""
+    """Return the names of the sites of ``side`` that are too many of their kind and shape."""
     spare: dict[object, int] = defaultdict(int)
     for found in other.signatures.values():
         spare[found] += 1
@@ -260,8 +267,14 @@ def _unpaired(side: _Side, other: _Side) -> list[str]:
     for name, wanted in side.signatures.items():
         spare[wanted] -= 1
         if spare[wanted] < 0:
-            result.append(side.described(name))
+            result.append(name)
     return result
+
+
+def _told(side: _Side, names: Sequence[str]) -> list[str]:
+    """Return sites with their shapes; of many, the first."""
+    told = [side.described(name) for name in names[:MAX_TOLD]]
+    return told + ([f"and {len(names) - MAX_TOLD} more"] if len(names) > MAX_TOLD else [])
 
 
 def _hash(*parts: object) -> str:

@@ -96,7 +96,10 @@ class Pairing:
                 for key in sorted(shared & set(asked))
                 if not _alike(site.attrs[key], twin.attrs[key])
             ]
-        return "; ".join(found)
+        # A layer of its own may pad before this one: mostly it is something else.
+        found.sort(key=lambda text: ": padding is" in text)
+        hint = " (unless a layer before it pads)" if found and ": padding is" in found[-1] else ""
+        return "; ".join(found) + hint
 
     def _twins(self, arrays: Params) -> Iterator[tuple[Site, Site, dict[str, Array]]]:
         """Yield ``(ticket site, model site, {role: array in canonical order})``."""

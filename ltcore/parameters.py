@@ -203,8 +203,10 @@ class Structure:
         for site in self.sites:
             if site.matched and not KINDS[site.kind].portable:
                 reason = site.attrs.get("reason", "")
-                return f"site {site.name!r} is of a kind that has no portable layout" + (
-                    f" ({reason})" if reason else ""
+                natives = [role.native for role in site.roles if role.portable][:5]
+                return (
+                    f"site {site.name!r} is of a kind that has no portable layout "
+                    f"({reason or f'it owns {natives}'})"
                 )
             if site.matched and site.preds is None:
                 return f"site {site.name!r} did not run on the example, so nothing of it is proved"

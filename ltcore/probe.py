@@ -189,6 +189,8 @@ def compare(
     if [a.shape for a in expected] != [a.shape for a in found]:
         shapes = [a.shape for a in expected], [a.shape for a in found]
         said = f"the ticket's model gave outputs of shapes {shapes[0]}, this one {shapes[1]}"
+        if sorted(shapes[0]) == sorted(shapes[1]):
+            said += ": the same in another order"
         return Gap(said, math.inf)
     largest = 0.0
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):

@@ -8,7 +8,7 @@ from typing import Any
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
 from ltcore.errors import LtcoreError, ProbeMismatchError, gist
-from ltcore.matching import Match, ambiguous, tie_classes
+from ltcore.matching import MAX_TIE, Match, ambiguous, tie_classes
 from ltcore.pairing import DECISIVE_ATTRIBUTES, Pairing
 from ltcore.parameters import Interface, Structure, in_native_order
 from ltcore.probe import (
@@ -71,6 +71,12 @@ def record_probe(
 
     with restoring(backend, model, structure, always=True):
         synthetic, ticket = outputs(made_up()), outputs(weights)
+        again = outputs(weights)
+        if said := compare(ticket, again, tolerance_for(structure)).said:
+            raise ProbeMismatchError(
+                "two runs on the same input differ, so something random is left in inference mode, "
+                f"such as a dropout without training=: {said}"
+            )
         ties = tuple(TieProbe(one, outputs(made_up(_others(one, classes)))) for one in classes)
     return Probe(synthetic, ticket, ties)
 
@@ -127,7 +133,9 @@ class Prover:
         ours, theirs = match.ties[0]
         trial = next((one for one in self._probe.ties if set(ours) <= set(one.sites)), None)
         if trial is None:
-            raise ambiguous(match, "the ticket has no trial that does")
+            raise ambiguous(
+                match, f"the ticket has no trial that does (up to {MAX_TIE} layers are tried)"
+            )
         equal = _others(trial.sites, [one.sites for one in self._probe.ties])
         values = self._in_source_order(self._made_up(equal))
         # The other ties are equal inside for this trial, so any way to pair them will do.
@@ -170,6 +178,12 @@ class Prover:
             raise
         except Exception as error:
             shapes = [face.shape for face in self._record.structure.inputs or ()]
+            here = [face.shape for face in target.inputs or ()]
+            if shapes != here and sorted(shapes) == sorted(here):
+                raise ProbeMismatchError(
+                    f"the model takes its inputs in another order: {shapes} in the ticket, {here} "
+                    "in the model (0 is the batch)"
+                ) from error
             raise ProbeMismatchError(
                 f"the model does not take the inputs of the ticket's model, of canonical shapes "
                 f"{shapes} (0 is the batch): {gist(error)}"

@@ -165,7 +165,8 @@ class Ticket(TicketRecord):
         return hash(self.id)
 
     def __repr__(self) -> str:
-        return f"Ticket(kept={self.masks.kept}, total={self.masks.total}, {self._story()})"
+        home = "" if not self.why_not_portable() else ", not portable"
+        return f"Ticket(kept={self.masks.kept}, total={self.masks.total}, {self._story()}{home})"
 
     def _story(self) -> str:
         told = {key: self.provenance.get(key) for key in ("framework", "criterion", "round")}
@@ -225,7 +226,7 @@ def _probe(
             _warn_of_single_steps(structure)
             return probe
         why = "what the model gives for made-up inputs says nothing: constants, labels, NaN"
-    warnings.warn(f"no probe, so the ticket stays in {backend.name}: {why}", stacklevel=5)
+    warnings.warn(f"no probe, so the ticket stays in {backend.name}: {why}", stacklevel=4)
     return None
 
 
@@ -236,7 +237,7 @@ def _warn_of_single_steps(structure: Structure) -> None:
             warnings.warn(
                 f"the example has a size of 1 along {single} of an input of axes {face.axes}: what "
                 "the model does along it is not proved by the ticket; give a larger example",
-                stacklevel=6,
+                stacklevel=5,
             )
 
 

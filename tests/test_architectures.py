@@ -26,7 +26,7 @@ class NotCarriedError(Exception):
 
 MARKS = {
     # Outputs agree; in training PyTorch's two biases move as one of twice the speed.
-    "lstm": pytest.mark.filterwarnings("ignore:paired layers.*biases is:UserWarning"),
+    "lstm-classifier": pytest.mark.filterwarnings("ignore:paired layers.*biases is:UserWarning"),
 }  # fmt: skip
 
 

@@ -532,6 +532,59 @@ def test_state_that_a_call_writes_is_left():
     assert float(model.calls.numpy()) == before
 
 
+class Sampling(kl.Layer):
+    """Adds a loss on symbols, as the encoder of an autoencoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = kl.Dense(4)
+
+    def call(self, x):
+        out = self.dense(x)
+        self.add_loss(ops.mean(ops.square(out)))
+        return out
+
+
+def test_a_layer_that_adds_a_loss_is_followed_and_keeps_it():
+    model = keras.Sequential([kl.Dense(5), Sampling(), kl.Dense(2)])
+    x = np.ones((2, 3), "float32")
+    model(x)
+    before = [float(ops.stop_gradient(loss)) for loss in model.losses]
+    assert len(before) == 1
+    structure = describe(model)
+    assert not structure.untraced
+    preds = {site.name: site.preds for site in structure.sites}
+    assert preds["sampling.dense"] is not None
+    assert [float(ops.stop_gradient(loss)) for loss in model.losses] == before
+    model(x)
+    assert [float(ops.stop_gradient(loss)) for loss in model.losses] == before
+
+
+class Flags(kl.Layer):
+    """Has a buffer of its own in an unsigned dtype, and looks after a random state."""
+
+    def build(self, shape):
+        self.flags = self.add_weight(
+            shape=(3,), initializer="ones", trainable=False, dtype="uint8", name="flags"
+        )
+        self.seeds = keras.random.SeedGenerator(1)
+        self.state = self.seeds.state
+
+    def call(self, x):
+        return x
+
+
+def test_unsigned_buffers_are_kept_and_random_states_are_not():
+    model = keras.Sequential([keras.Input((3,)), Flags(), kl.Dense(2)])
+    assert any(v is model.layers[0].state for v in model.weights)
+    structure = describe(model)
+    found = BACKEND.read(model, structure)
+    assert set(found) == {"flags.flags", "dense.weight", "dense.bias"}
+    model.layers[0].flags.assign([0, 7, 255])
+    BACKEND.write(model, structure, found)
+    assert ops.convert_to_numpy(model.layers[0].flags.value).tolist() == [1, 1, 1]
+
+
 # redraw
 
 

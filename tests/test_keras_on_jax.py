@@ -288,6 +288,20 @@ def test_weights_that_are_away_are_asked_for(jax):
     assert all(weights(inner)[name].all() for name in masks)
 
 
+def test_a_run_that_fails_leaves_the_watch_readable(jax):
+    model = mlp(norm=True)
+    watch = BACKEND.watch(model, BACKEND.describe(model), [2])
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, {2: fail})
+    watch.stop()
+    assert watch.steps == 3
+    assert set(watch.snapshots) == {2}
+
+
 def test_evaluating_and_predicting_in_a_watch_count_nothing(jax):
     model = mlp(norm=True)
     watch = BACKEND.watch(model, BACKEND.describe(model), [3])

@@ -110,6 +110,7 @@ class KerasBackend:
         self, model: Any, structure: Structure, inputs: Sequence[Array]
     ) -> tuple[Array, ...]:
         """Return the outputs for canonical ``inputs``."""
+        ENGINE.settle(model)
         last = channels_last(model)
         faces = zip(inputs, structure.inputs or (), strict=True)
         parts = [native_input(array, face, last=last) for array, face in faces]
@@ -125,6 +126,7 @@ class KerasBackend:
         loss: Callable[[Any, Any], Any],
     ) -> dict[str, Array]:
         """Return mean gradients of all trained parameters; nothing of the model changes."""
+        ENGINE.settle(model)
         slots = sites_of(model)[1]
         trained = {n: slots[n].variable for n, _, role in structure.items() if not role.state}
         # Several parameters may be parts of one variable.

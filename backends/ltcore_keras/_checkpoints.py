@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from ltcore.arrays import Array
 from ltcore.backend import Imported
 from ltcore.errors import CheckpointError, MatchError
-from ltcore_keras._engine import as_numpy
+from ltcore_keras._engine import ENGINE, as_numpy
 from ltcore_keras._h5 import (
     check_same,
     copy_without_optimizer,
@@ -85,7 +85,7 @@ def lent(model: Any) -> Iterator[None]:
         yield
     finally:
         for variable, value in before:
-            variable.assign(value)
+            ENGINE.assign(variable, value)
 
 
 # Files

@@ -52,21 +52,21 @@ class Engine:
         Raises:
             CapabilityError: this engine cannot train, or the model trains on several devices.
         """
-        raise CapabilityError(
-            f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
-            "torch or jax before keras is imported"
-        )
+        raise _no_training()
 
     def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
-        """Return dense gradients of the sum of ``loss()``, also of variables that are frozen."""
-        self.check_trains(None)
-        raise NotImplementedError
+        """Return dense gradients of the sum of ``loss()``, also of variables that are frozen.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
 
     # values
 
     def as_numpy(self, tensor: Any) -> Array:
-        """Return the values of a tensor or variable."""
-        return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
+        """Return a copy of the values of a tensor or variable."""
+        return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``."""
@@ -82,6 +82,13 @@ class Engine:
         """Return ``values`` where ``mask``, +0.0 elsewhere, also for NaN and -0.0."""
         kept, tensor = map(keras.ops.convert_to_tensor, (mask, values))
         return keras.ops.where(kept, tensor, keras.ops.cast(0, tensor.dtype))
+
+    def on_gradient(self, variable: Any, mask: Any) -> "Ears | None":
+        """Have every gradient of ``variable`` masked as it comes, before anybody sees it.
+
+        None where gradients reach nobody but an optimizer of Keras, or ``variable`` gets none.
+        """
+        return None
 
     def settle(self, model: Any) -> None:
         """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""
@@ -141,3 +148,10 @@ class Engine:
 
     def reset_foreign(self, optimizer: Any) -> None:
         """Empty the state of ``optimizer``, none of Keras's."""
+
+
+def _no_training() -> CapabilityError:
+    return CapabilityError(
+        f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
+        "torch or jax before keras is imported"
+    )

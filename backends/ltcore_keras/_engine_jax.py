@@ -111,7 +111,7 @@ class Jax(Engine):
         for model in trained:
             self.retrace(model)
         if new or self._by_hand:
-            jax.clear_caches()  # type: ignore[no-untyped-call]
+            jax.clear_caches()
             self._by_hand = False
 
     def heard(self) -> None:
@@ -143,7 +143,7 @@ class Jax(Engine):
 
     def flush(self) -> None:
         """Wait for callbacks that are under way."""
-        jax.effects_barrier()  # type: ignore[no-untyped-call]
+        jax.effects_barrier()
 
 
 def _in_fit() -> bool:
@@ -235,7 +235,7 @@ def _call_back(log: "weakref.ref[Log]", done: Any, values: Mapping[int, Any]) ->
             copies = [np.array(array) for array in arrays]
             alive.take(dict(zip(values, copies, strict=True)))
 
-    answer = jax.ShapeDtypeStruct((), np.bool_)  # type: ignore[no-untyped-call]
+    answer = jax.ShapeDtypeStruct((), np.bool_)
     wanted = io_callback(tick, answer, done, ordered=True)
     jax.lax.cond(
         wanted,

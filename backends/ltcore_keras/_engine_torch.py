@@ -45,10 +45,10 @@ class Torch(Engine):
         ]
 
     def as_numpy(self, tensor: Any) -> Array:
-        """Return the values, bfloat16 as float32; Keras's own conversion makes numpy 2 warn."""
+        """Return a copy of the values, bfloat16 as float32; Keras's own way makes numpy 2 warn."""
         value = keras.ops.convert_to_tensor(tensor).detach().cpu()
         array: Array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-        return array
+        return array.copy()  # that of a tensor on the CPU is its memory
 
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return masked values, which may be a sparse gradient; they carry no gradient."""
@@ -61,6 +61,22 @@ class Torch(Engine):
                     values.indices(), kept, values.shape, is_coalesced=True, check_invariants=False
                 )
             return super().where_kept(mask, values)
+
+    def on_gradient(self, variable: Any, mask: Any) -> Ears | None:
+        """Return a hook on the parameter: the user may clip ``.grad``, or step in a closure."""
+        if not variable.value.requires_grad:
+            return None
+
+        def masked(param: Any) -> None:
+            if param.grad is None:
+                return
+            if param.grad.requires_grad:  # the user differentiates through it
+                param.grad = torch.where(mask.value, param.grad, 0)
+            else:
+                param.grad = self.where_kept(mask, param.grad)
+
+        ears: Ears = variable.value.register_post_accumulate_grad_hook(masked)
+        return ears
 
     def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
         """Return hooks around each step of any optimizer of torch."""
@@ -75,12 +91,12 @@ class Torch(Engine):
                     param.grad = gradient
 
         def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-            touched = [param for param in _params(optimizer) if param.grad is not None]
+            params = _params(optimizer)  # their gradients may be gone by now
             listeners = live()
             for listener in listeners:
-                listener.after_update(optimizer, touched)
+                listener.after_update(optimizer, params)
             for listener in listeners:
-                listener.finished(optimizer, touched)
+                listener.finished(optimizer, params, params)
 
         return [
             register_optimizer_step_pre_hook(before),

@@ -7,7 +7,8 @@ variables: masks live here and go with the model.
 
 What cannot be reached is a ``tf.function`` of the user's own, or a training step of another model
 around this one, that was traced before the first hold. One that was traced under a hold follows
-later masks and a release, for it reads the masks from variables. ``Hold.check()`` tells.
+later masks and a release, for it reads the masks from variables. ``Hold.check()`` tells. On JAX
+masks are constants of a step, and every step is traced anew when they change.
 """
 
 import weakref
@@ -21,6 +22,7 @@ from ltcore.arrays import Array
 from ltcore.errors import HoldError
 from ltcore.masks import Masks
 from ltcore_keras._engine import ENGINE
+from ltcore_keras._engine_any import Ears
 from ltcore_keras._names import sites_of
 from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of, parts
 from ltcore_keras._slots import whole_variables
@@ -32,6 +34,7 @@ class HeldVariable:
 
     def __init__(self, variable: Any, mask: Array) -> None:
         self._variable = weakref.ref(variable)
+        self._ears: Ears | None = None
         with ENGINE.outside_graph():
             self.mask = keras.Variable(mask.copy(), dtype="bool", trainable=False, name="mask")
 
@@ -44,7 +47,16 @@ class HeldVariable:
         """Zero what is pruned, unless the model has replaced the variable."""
         variable = self._variable()
         if variable is not None:
+            if self._ears is None:
+                self._ears = ENGINE.on_gradient(variable, self.mask)
             variable.assign(ENGINE.where_kept(self.mask, variable))
+
+    def open(self) -> None:
+        """Keep all from now on."""
+        if self._ears is not None:
+            self._ears.remove()
+            self._ears = None
+        self.mask.assign(keras.ops.ones(self.mask.shape, "bool"))
 
 
 class Keeper(Listener):
@@ -139,11 +151,18 @@ class Keeper(Listener):
     def _open(self) -> None:
         """Let every mask keep all, for functions that were traced under it."""
         for held in self._each():
-            held.mask.assign(keras.ops.ones(held.mask.shape, "bool"))
+            held.open()
         self._held.clear()
 
 
 _keepers: MutableMapping[Any, Keeper] = weakref.WeakKeyDictionary()
+
+
+def keeper_of(model: Any) -> Keeper:
+    """Return the keeper of ``model``."""
+    if model not in _keepers:
+        _keepers[model] = Keeper(model)
+    return _keepers[model]
 
 
 class KerasHold:
@@ -152,7 +171,7 @@ class KerasHold:
     def __init__(self, model: Any, masks: Masks) -> None:
         ENGINE.check_trains(model)
         self._model = weakref.ref(model)
-        self._keeper = _keepers.setdefault(model, Keeper(model))
+        self._keeper = keeper_of(model)
         self.update(masks)
 
     def update(self, masks: Masks) -> None:

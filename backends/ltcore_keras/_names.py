@@ -138,4 +138,5 @@ def _add_alias(sites: dict[str, Site], owner: str, native: str) -> None:
 def own_variables(layer: Any) -> list[Any]:
     """Return the layer's weights that are not a sublayer's, without random states."""
     inner = {id(v) for child in sublayers(layer) for v in child.weights}
-    return [v for v in layer.weights if id(v) not in inner and not v.dtype.startswith("uint")]
+    random = {id(seed.state) for part in layer._flatten_layers() for seed in part._seed_generators}
+    return [v for v in layer.weights if id(v) not in inner | random]

@@ -44,6 +44,7 @@ class Odometer(Listener):
         self._model = weakref.ref(model)
         self._reference: weakref.ref[Any] | None = None
         self._wanted: list[Sequence[Any]] = []
+        self._met: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
     def reading(self) -> int:
@@ -84,13 +85,14 @@ class Odometer(Listener):
     ) -> list[Any]:
         """Note the optimizer, before it does anything."""
         model = self._model()
-        if model is not None and self._first(variables) is not None:
+        if model is not None and optimizer not in self._met and self._first(variables) is not None:
+            self._met.add(optimizer)
             note_seen(model, optimizer)
         return gradients
 
-    def finished(self, optimizer: Any, variables: list[Any]) -> None:
+    def finished(self, optimizer: Any, owned: list[Any], variables: list[Any]) -> None:
         """Count an update of this model, once also where several optimizers share it."""
-        if self._counts(variables):
+        if self._first(variables) is not None and self._counts(owned):
             self.passed(_is_update(optimizer))
 
     def _shots(self) -> Iterator[Any]:
@@ -107,13 +109,16 @@ class Odometer(Listener):
         weights = model.weights if model is not None else ()
         return next((v for v in weights if not given.isdisjoint(ENGINE.keys(v))), None)
 
-    def _counts(self, variables: list[Any]) -> bool:
-        """Whether this is an update of the variable that stands for the model: the first met."""
+    def _counts(self, owned: list[Any]) -> bool:
+        """Whether an optimizer owns the variable that stands for the model: the first met.
+
+        That variable may have no gradient in some updates, which count too.
+        """
         if self._reference is None:
-            first = self._first(variables)
+            first = self._first(owned)
             self._reference = weakref.ref(first) if first is not None else None
         reference = self._reference() if self._reference else None
-        given = {id(variable) for variable in variables}
+        given = {id(variable) for variable in owned}
         return reference is not None and not given.isdisjoint(ENGINE.keys(reference))
 
 
@@ -259,8 +264,8 @@ class Clock:
     def __init__(self, optimizer: Any, values: Mapping[int, Any]) -> None:
         self._key = id(optimizer._iterations)
         self._every = optimizer.gradient_accumulation_steps or 1
-        self._now = values[self._key]
-        self._read = int(self._now) // self._every
+        self._now: Any = int(values[self._key])
+        self._read = self._now // self._every
 
     def stepped(self, values: Mapping[int, Any]) -> None:
         """Remember the count; a copy, for the next step gives the memory of the array away."""

@@ -92,6 +92,8 @@ class _Calls:
                 _replaced(keras.Operation, "symbolic_call", self._operation),
                 _replaced(keras.Layer, "symbolic_call", self._layer),
                 _replaced(keras.Layer, "__call__", self._call),
+                _replaced(keras.Layer, "add_loss", self._add_loss),
+                _replaced(keras.Layer, "_clear_losses", self._clear_losses),
             ):
                 yield
         finally:
@@ -155,6 +157,16 @@ class _Calls:
         if not self._inside:
             self._observer.layer(layer, args, kwargs, outputs)
         return outputs
+
+    def _add_loss(self, original: Any, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Drop a loss that is a symbol; Keras takes none."""
+        if self._foreign() or not tensors((args, kwargs)):
+            return original(layer, *args, **kwargs)
+        return None
+
+    def _clear_losses(self, original: Any, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Leave the losses of the user's last call."""
+        return original(layer, *args, **kwargs) if self._foreign() else None
 
     @contextmanager
     def _closed(self) -> Iterator[None]:

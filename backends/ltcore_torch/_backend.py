@@ -14,13 +14,21 @@ from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, read_array, tensors_in, to_numpy, write_into
+from ltcore_torch._inference import inference
+from ltcore_torch._layouts import (
+    as_inputs,
+    check_shape,
+    read_array,
+    tensors_in,
+    to_numpy,
+    write_into,
+)
 from ltcore_torch._names import inventory, unwrap
 from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
 from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import run_once, traced
-from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
+from ltcore_torch._training import mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
@@ -63,8 +71,10 @@ class TorchBackend:
         return {name: read_array(slots[name].tensor, name) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
-        """Write ``params`` in place."""
+        """Write ``params`` in place, all or none."""
         slots = _slots(model)
+        for name, array in params.items():
+            check_shape(slots[name].tensor, array, name)
         for name, array in params.items():
             write_into(slots[name].tensor, array)
 
@@ -95,7 +105,7 @@ class TorchBackend:
         """Return params from every layer's ``reset_parameters``."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        fresh = redrawn(unwrap(model), seed, {slots[name].module for name in wanted})
+        fresh = redrawn(unwrap(model), seed, {name: slots[name] for name in wanted})
         return self.read(fresh, structure, wanted)
 
     def forward(
@@ -107,7 +117,7 @@ class TorchBackend:
         given = as_inputs(list(inputs), like.device)
         with inference(root), suspended():
             result = root(*(x.to(like.dtype) if x.is_floating_point() else x for x in given))
-        return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
+            return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
 
     def gradients(
         self,
@@ -119,8 +129,7 @@ class TorchBackend:
         """Return mean gradients of all trained parameters, in eval mode."""
         slots = _slots(model)
         trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        with eval_mode(unwrap(model)):
-            found = mean_gradients(model, trained, batches, loss)
+        found = mean_gradients(model, trained, batches, loss)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
 
     def load_checkpoint(

@@ -3,7 +3,6 @@
 Pickles go through torch's restricted loader only, which runs nothing that a file brings along.
 """
 
-import copy
 import pickle
 import re
 import warnings
@@ -17,7 +16,8 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import prune
 
-from ltcore.errors import CapabilityError, CheckpointError, NothingPrunedError
+from ltcore.errors import CheckpointError, NothingPrunedError
+from ltcore_torch._copies import copied
 from ltcore_torch._names import unwrap
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -75,25 +75,6 @@ def unpruned(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
 def _pruned_names(module: nn.Module) -> list[str]:
     stems = [name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig")]
     return [stem for stem in stems if f"{stem}_mask" in module._buffers]
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy, also of a model with tensors that have a history, as pruned layers do.
-
-    Raises:
-        CapabilityError: something in the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}  # torch copies no such tensor itself
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, pickle.PicklingError) as error:
-        raise CapabilityError(
-            f"the model cannot be copied, and checkpoints are read into a copy: {error}"
-        ) from error
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> None:

@@ -80,11 +80,12 @@ class HeldTensor:
         self._version = param._version
 
     def enforce_if_touched(self, param: torch.Tensor) -> None:
-        """Zero pruned weights if anyone wrote to or replaced the parameter since."""
+        """Zero pruned weights if anyone wrote to, replaced or unfroze the parameter since."""
         replaced = param is not self._seen()
         if replaced and not isinstance(param, nn.Parameter):
             return  # torch.func.functional_call lends the module somebody's tensors
-        if replaced or param._version != self._version:
+        unfrozen = param.requires_grad and self._hook is None
+        if replaced or unfrozen or param._version != self._version:
             self.enforce(param)
 
     def mask_gradient(self, param: torch.Tensor) -> None:
@@ -221,7 +222,7 @@ class TorchHold:
                 tensor.clear_slots(param, optimizer)
         self._cleared.add(optimizer)
 
-    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+    def after_step(self, optimizer: Optimizer, owned: set[int], calling: set[int]) -> None:
         """Mask the weights that the optimizer owns."""
         for tensor, param in self._live(owned):
             tensor.enforce(param)

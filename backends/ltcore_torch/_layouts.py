@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ltcore.arrays import Array, own
-from ltcore.errors import CapabilityError
+from ltcore.errors import CapabilityError, InvalidValueError
 
 _NUMPY_FLOATS = (torch.float64, torch.float32, torch.float16)
 
@@ -36,6 +36,15 @@ def read_array(tensor: torch.Tensor, name: str) -> Array:
         ) from error
 
 
+def check_shape(tensor: torch.Tensor, array: Array, name: str) -> None:
+    """Raise `InvalidValueError` if ``array`` is of another shape than the parameter ``name``."""
+    if array.shape != tuple(tensor.shape):
+        raise InvalidValueError(
+            f"{name!r} has canonical shape {tuple(tensor.shape)}; an array of shape {array.shape} "
+            "was given"
+        )
+
+
 def write_into(tensor: torch.Tensor, array: Array) -> None:
     """Copy ``array`` into ``tensor``, which keeps its dtype, device and memory format."""
     with torch.no_grad():
@@ -44,6 +53,11 @@ def write_into(tensor: torch.Tensor, array: Array) -> None:
 
 def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return model inputs on ``device``: a tensor, an array, or a sequence of them."""
+    if isinstance(example, Mapping):
+        raise InvalidValueError(
+            f"inputs are a dictionary of {list(example)}; give a tuple of them in the order of "
+            "forward()"
+        )
     parts = example if isinstance(example, list | tuple) else (example,)
     return tuple(
         (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)

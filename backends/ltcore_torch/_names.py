@@ -1,8 +1,9 @@
 """A torch module as sites: what each layer is, and the names that survive wrappers."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import nn
@@ -92,8 +93,8 @@ def inventory(model: nn.Module) -> Inventory:
     """Return the sites in module order, and where each of their arrays lives.
 
     Raises:
-        ModelNotBuiltError: a lazy or meta parameter has no values yet.
-        ModelError: a layer is under ``torch.nn.utils.prune``.
+        ModelNotBuiltError: a lazy or meta parameter or buffer has no values yet.
+        ModelError: a layer is under ``torch.nn.utils.prune``, or two parameters share memory.
     """
     books = _Books()
     for path, module in walk(model):
@@ -130,9 +131,10 @@ class _Books:
             native = _joined(inside, slot.attribute) + _rows(slot)
             key = _identity(slot)
             if key in self._owners:
+                self._check_one(key, native, slot)
                 owners.append(self._add_alias(key, native))
                 continue
-            plain = _plain_name(role)
+            plain = _numbered(_plain_name(role), roles)
             self._owners[key] = name, plain
             roles[plain] = _role(plain, native, slot, slot.attribute not in part.native_only)
             self.slots[f"{name}.{plain}"] = slot
@@ -142,6 +144,18 @@ class _Books:
             return Place(part, "", others)
         self.sites.append(Site(name, part.kind, (), part.attrs, part=part.part))
         return Place(part, name, others)
+
+    def _check_one(self, key: object, native: str, slot: Slot) -> None:
+        """Raise where memory is shared by two parameters: gradients and optimizers part them."""
+        site, role = self._owners[key]
+        first = self.slots[f"{site}.{role}"]
+        if first.whole is slot.whole or first.is_buffer or slot.is_buffer:
+            return
+        known = self.roles[site][role].native
+        raise ModelError(
+            f"{known!r} and {native!r} share memory but are two parameters; make them one: "
+            f"{native} = {known}"
+        )
 
     def _add_alias(self, key: object, native: str) -> str:
         """Note that a known array is also called ``native``; return the site that owns it."""
@@ -158,21 +172,20 @@ class _Books:
 
 
 def _check_built(path: str, module: nn.Module) -> None:
-    for attribute, tensor in module._parameters.items():
-        if tensor is None:
-            continue
-        where = _joined(path, attribute)
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise ModelNotBuiltError(
-                f"parameter {where!r} has no values yet; run the model once on real input, or "
-                "give example="
-            )
-        if f"{attribute.removesuffix('_orig')}_mask" in module._buffers:
+    for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+        for attribute, tensor in tensors.items():
+            if tensor is not None and (nn.parameter.is_lazy(tensor) or tensor.is_meta):
+                raise ModelNotBuiltError(
+                    f"{kind} {_joined(path, attribute)!r} has no values yet; run the model once on "
+                    "real input, or give example="
+                )
+    for attribute in module._parameters:
+        stem = attribute.removesuffix("_orig")
+        if stem != attribute and f"{stem}_mask" in module._buffers:
             raise ModelError(
-                f"parameter {where!r} is under torch.nn.utils.prune; "
+                f"parameter {_joined(path, attribute)!r} is under torch.nn.utils.prune; "
                 "ltcore.from_pruned(model) makes a ticket of it, and after torch.nn.utils.prune."
-                f"remove(module, {attribute.removesuffix('_orig')!r}) ltcore.hold(model) takes "
-                "the masks from the zeros"
+                f"remove(module, {stem!r}) ltcore.hold(model) takes the masks from the zeros"
             )
 
 
@@ -196,6 +209,12 @@ def _rows(slot: Slot) -> str:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
+
+
+def _numbered(name: str, taken: Collection[str]) -> str:
+    """Return ``name``, with a number where it is taken."""
+    names = (f"{name}_{number}" if number > 1 else name for number in count(1))
+    return next(free for free in names if free not in taken)
 
 
 def _plain_name(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from ltcore.arrays import Array, own
 from ltcore.backend import Imported
 from ltcore.errors import CheckpointError, MatchError
-from ltcore_torch._checkpoints import copied
+from ltcore_torch._copies import copied
 from ltcore_torch._names import unwrap
 
 State: TypeAlias = dict[str, torch.Tensor]

@@ -4,7 +4,9 @@ Modules of known kinds report as sites; every operation between them is seen as 
 operation it is, so functional flattens, views and permutes count like module ones.
 """
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ from ltcore.layouts import UNKNOWN_GROUP
 from ltcore.parameters import Interface, Site, Structure
 from ltcore.tracing import Trace, is_line
 from ltcore_torch._calls import Call, anonymous
+from ltcore_torch._inference import inference
 from ltcore_torch._layouts import tensors_in
 from ltcore_torch._names import Inventory
 from ltcore_torch._operations import MADE_ANEW, labels_after
-from ltcore_torch._training import inference
 from ltcore_torch._visits import fits, is_observed, visit
 
 
@@ -46,14 +48,18 @@ def traced(model: nn.Module, found: Inventory, inputs: tuple[torch.Tensor, ...])
     )
 
 
-def run_once(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """Return what the model makes of ``inputs`` in inference.
+def run_once(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    seen: AbstractContextManager[Any] | None = None,
+) -> Any:
+    """Return what the model makes of ``inputs`` in inference, inside of ``seen``.
 
     Raises:
         ModelError: the model does not take ``inputs``.
     """
     try:
-        with inference(model):
+        with inference(model), seen or nullcontext():
             return model(*inputs)
     except Exception as error:
         raise ModelError(
@@ -116,6 +122,7 @@ class _Run:
         self.trace = Trace()
         self._layers = {layer.module: layer for layer in found.layers if is_observed(layer)}
         self._inside: list[bool] = []
+        self._thread = threading.get_ident()
         # By memory, the tensor through which it was written to last.
         self._written: dict[int, torch.Tensor] = {}
         owners: dict[int, tuple[torch.Tensor, set[str]]] = {}
@@ -139,21 +146,27 @@ class _Run:
                 handles.append(
                     module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
                 )
-            with torch.random.fork_rng(devices=[]), _Dispatch(self):
-                result = run_once(model, inputs)
+            result = run_once(model, inputs, _Dispatch(self))
         finally:
             for handle in handles:
                 handle.remove()
         return tensors_in(result)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inside.append(fits(self._layers[module], tensors_in((args, kwargs))))
+        if self._is_ours():
+            self._inside.append(fits(self._layers[module], tensors_in((args, kwargs))))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if not self._is_ours():
+            return
         observed = self._inside.pop()
         if observed and not self.inside and result is not None:  # None: it raised
             self._refresh(tensors_in((args, kwargs)))
             visit(self.trace, self._layers[module], args, kwargs, result)
+
+    def _is_ours(self) -> bool:
+        """Whether this is the forward under observation, not one that another thread makes."""
+        return threading.get_ident() == self._thread
 
     def see(self, function: Any, args: Sequence[Any], kwargs: Any, result: Any) -> None:
         """Report an operation between sites."""

@@ -1,63 +1,49 @@
-"""Modes, fresh weights and gradients of a torch module."""
+"""Fresh weights and gradients of a torch module."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ltcore.errors import CapabilityError
+from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore_torch._copies import copied
+from ltcore_torch._inference import cuda_devices, untouched
 from ltcore_torch._layouts import as_inputs
-from ltcore_torch._names import walk
+from ltcore_torch._names import unwrap, walk
 from ltcore_torch._slots import Slot
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and afterwards each back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without gradients, and attention as training computes it.
-
-    torch's fused layers answer zeros where a padding mask hides a position; no other path does.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with eval_mode(model), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def redrawn(model: nn.Module, seed: int, needed: set[nn.Module]) -> nn.Module:
+def redrawn(model: nn.Module, seed: int, wanted: Mapping[str, Slot]) -> nn.Module:
     """Return a copy of ``model`` with every layer reset by its own ``reset_parameters``.
 
     Raises:
-        CapabilityError: a ``needed`` layer has parameters and no such method; names it.
+        CapabilityError: the layer of a ``wanted`` parameter has no such method, or its method
+            leaves the parameter out; names it.
     """
-    fresh = copy.deepcopy(model)
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
+    fresh = copied(model)
+    modules = list(zip(walk(fresh), walk(model), strict=True))
+    needed = {slot.module for slot in wanted.values()}
+    twins = {original: module for (_, module), (_, original) in modules}
+    drawn = {n: replace(s, module=twins[s.module]) for n, s in wanted.items() if not s.is_buffer}
+    for slot in drawn.values():
+        if slot.whole.is_floating_point():
+            slot.tensor.detach().fill_(torch.nan)  # what no layer draws stays NaN
+    with torch.random.fork_rng(devices=cuda_devices(model)):
         # A stream of its own: the user's manual_seed(seed) must not give the same weights.
         torch.manual_seed(int(np.random.SeedSequence([seed, 0x7E1]).generate_state(1)[0]))
         # Children before parents, which may have the last word on their weights.
-        for (name, module), (_, original) in reversed(
-            list(zip(walk(fresh), walk(model), strict=True))
-        ):
+        for (name, module), (_, original) in reversed(modules):
             _reset(name, module, must=original in needed)
+    left = [name for name, slot in drawn.items() if slot.tensor.isnan().any()]
+    if left:
+        raise CapabilityError(
+            f"parameters {left} are not drawn anew by reset_parameters() of their layers; draw "
+            "them there, or give rewind_to= a policy of your own"
+        )
     return fresh
 
 
@@ -84,6 +70,9 @@ def mean_gradients(
 
     In eval mode, so that neither dropout nor batch statistics make a matter of chance of it, and
     without touching ``.grad``.
+
+    Raises:
+        InvalidValueError: there are no ``batches``.
     """
     wholes = {slot.place: slot.whole for slot in slots.values()}
     sums = {place: torch.zeros_like(param) for place, param in wholes.items()}
@@ -96,7 +85,7 @@ def mean_gradients(
         for param in frozen:
             param.requires_grad_(True)
         for inputs, targets in batches:
-            with _differentiable(model, device):
+            with untouched(unwrap(model)), torch.enable_grad(), _differentiable(model, device):
                 value = loss(model(*as_inputs(inputs, device)), *as_inputs(targets, device))
                 found = torch.autograd.grad(value, params, allow_unused=True)
             for place, gradient in zip(places, found, strict=True):
@@ -106,7 +95,9 @@ def mean_gradients(
     finally:
         for param in frozen:
             param.requires_grad_(False)
-    means = {name: sums[slot.place] / max(count, 1) for name, slot in slots.items()}
+    if not count:
+        raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
+    means = {name: sums[slot.place] / count for name, slot in slots.items()}
     return {
         name: mean if (rows := slots[name].rows) is None else mean[rows]
         for name, mean in means.items()

@@ -48,8 +48,8 @@ def convert(
     example: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shape of one input batch, such as 1,3,32,32 or 1,16:int64; makes a PyTorch "
-            "ticket portable. Once for each input.",
+            help="Shape of one input batch, such as 1,3,32,32 or 1,16:int64; a "
+            "PyTorch model needs it where the other side is Keras. Once for each input.",
             metavar="SHAPE[:DTYPE]",
         ),
     ] = None,

@@ -19,7 +19,7 @@ def rendered(rows: list[dict[str, str | float]]) -> str:
         for row in rows
     }
     lines = [
-        "| | " + " | ".join(f"{way}, Keras on {engine}" for engine, way in columns) + " |",
+        "| | " + " | ".join(f"{way} ({engine})" for engine, way in columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
     for case in dict.fromkeys(row["case"] for row in rows):

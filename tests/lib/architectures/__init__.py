@@ -81,12 +81,12 @@ CASES: dict[str, Case] = {
         transformer.TransformerClassifier, transformer.keras_transformer, _text(transformer),
         notes="nn.TransformerEncoder; Keras with MultiHeadAttention in a layer of its own",
     ),
-    "lstm": Case(
+    "lstm-classifier": Case(
         recurrent.LSTMClassifier, recurrent.keras_lstm, _text(recurrent),
         only_torch=2 * 2 * 4 * recurrent.UNITS,
         notes="two bidirectional layers, one module in PyTorch, which has a second bias a gate",
     ),
-    "gru": Case(
+    "gru-classifier": Case(
         recurrent.GRUClassifier, recurrent.keras_gru, _text(recurrent),
         notes="two layers, one module in PyTorch; reset_after in Keras",
     ),
