@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -20,17 +21,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with _one_at_a_time, torch.random.fork_rng(devices=cuda_devices(model)):
         modes = [(module, module.training) for module in model.modules()]
         buffers = list(_buffers(model))
+        values = [(b, b._version, b.detach().clone()) for _, _, b in buffers if _counts(b)]
         try:
             model.eval()
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for owner, name, tensor, version, value in buffers:
-                owner._buffers[name] = tensor
-                if tensor is not None and tensor._version != version:
-                    with torch.no_grad():
-                        tensor.copy_(value)
+            for owner, name, buffer in buffers:
+                owner._buffers[name] = buffer
+            with torch.no_grad():
+                for buffer, version, value in values:
+                    if buffer._version != version:
+                        buffer.copy_(value)
 
 
 @contextmanager
@@ -53,13 +56,14 @@ def cuda_devices(model: nn.Module) -> list[torch.device]:
     return list({p.device for p in model.parameters() if p.device.type == "cuda"})
 
 
-def _buffers(
-    model: nn.Module,
-) -> Iterator[tuple[nn.Module, str, torch.Tensor | None, int, torch.Tensor | None]]:
-    """Yield ``(owner, name, tensor, version, value)``, but not what a first forward has to make."""
+def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor | None]]:
+    """Yield ``(owner, name, buffer)``, but not those that a first forward has to make."""
     for module in model.modules():
-        for name, tensor in module._buffers.items():
-            if tensor is None:
-                yield module, name, None, 0, None
-            elif not (nn.parameter.is_lazy(tensor) or tensor.is_inference()):
-                yield module, name, tensor, tensor._version, tensor.detach().clone()
+        for name, buffer in module._buffers.items():
+            if buffer is None or not nn.parameter.is_lazy(buffer):
+                yield module, name, buffer
+
+
+def _counts(buffer: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    """Whether there is a buffer that counts how often it was written to."""
+    return buffer is not None and not buffer.is_inference()
