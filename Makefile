@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## find a ticket in PyTorch on real digits and carry it to Keras (about a minute)
 	$(BIN)/ltcore demo
 
+# A file of tests stays in one process: some share what is dear to make.
 test: demo check  ## the demo, lint, types, import rules, and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## lint, format, types and import rules
 	$(BIN)/ruff format --check .
