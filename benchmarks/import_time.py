@@ -1,4 +1,4 @@
-"""`import ltcore` beside the packages that it cannot do without: numpy, pluggy, safetensors.
+"""`import ltcore` beside the packages that it cannot do without: numpy, pluggy.
 
 Fresh interpreters in turn; CPU time of the import statement alone, without the interpreter's
 start. ltcore loads its names when they are first used, so that case is timed beside it. Also
@@ -13,11 +13,11 @@ import sys
 from measure import Times, compare, machine, ratio, verdict
 
 CASES = {
-    "numpy, pluggy, safetensors": "import numpy, pluggy, safetensors",
+    "numpy, pluggy": "import numpy, pluggy",
     "ltcore": "import ltcore",
     "ltcore, every name used": "import ltcore; [getattr(ltcore, n) for n in ltcore.__all__]",
     "ltcore, plugins found": "import ltcore; from ltcore.plugins import registry; registry()",
-    "numpy, pluggy, safetensors (A/A)": "import numpy, pluggy, safetensors",
+    "numpy, pluggy (A/A)": "import numpy, pluggy",
 }
 TIMED = """
 import sys, time
@@ -53,7 +53,7 @@ def main() -> None:
         for name in list(CASES)[:: -1 if round_index % 2 else 1]:
             seconds, modules[name] = run(CASES[name])
             times[name].append(seconds)
-    base = "numpy, pluggy, safetensors"
+    base = "numpy, pluggy"
     print(machine())
     print(f"\nImport, {rounds} fresh interpreters each")
     compare([times], base)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from shapes import resnet50_shapes
 
-from ltcore import container, maskcoding
+from ltcore import container, containerwriter, maskcoding
 from ltcore.arrays import Array
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "resnet50.safetensors"
             start = time.perf_counter()
-            container.write(path, tensors, manifest)
+            containerwriter.write(path, tensors, manifest)
             written = time.perf_counter()
             container.open_container(path).verify()
             verified = time.perf_counter()

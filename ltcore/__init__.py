@@ -15,10 +15,18 @@ if TYPE_CHECKING:
     from ltcore.allocation import Allocation, Group, Rate, Sparsity
     from ltcore.api import Search, find_ticket, held, hold, iter_rounds, load, prune
     from ltcore.backend import Backend
+    from ltcore.convert import (
+        from_checkpoint,
+        from_open_lth,
+        from_pruned,
+        from_tfmot,
+        to_checkpoint,
+    )
     from ltcore.criteria import Criterion, Param
     from ltcore.errors import LtcoreError
     from ltcore.holds import Hold, Report
     from ltcore.hookspecs import BackendSpec, Spec, hookimpl
+    from ltcore.mappingfile import load_mapping, save_mapping
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.plugins import criterion
@@ -60,12 +68,19 @@ _HOMES = {
     "ToStep": "rewinding",
     "criterion": "plugins",
     "find_ticket": "api",
+    "from_checkpoint": "convert",
+    "from_open_lth": "convert",
+    "from_pruned": "convert",
+    "from_tfmot": "convert",
     "held": "api",
     "hold": "api",
     "hookimpl": "hookspecs",
     "iter_rounds": "api",
     "load": "api",
+    "load_mapping": "mappingfile",
     "prune": "api",
+    "save_mapping": "mappingfile",
+    "to_checkpoint": "convert",
 }
 
 __all__ = [
@@ -102,12 +117,19 @@ __all__ = [
     "__version__",
     "criterion",
     "find_ticket",
+    "from_checkpoint",
+    "from_open_lth",
+    "from_pruned",
+    "from_tfmot",
     "held",
     "hold",
     "hookimpl",
     "iter_rounds",
     "load",
+    "load_mapping",
     "prune",
+    "save_mapping",
+    "to_checkpoint",
 ]
 
 

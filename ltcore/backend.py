@@ -5,6 +5,8 @@ behind a flatten stay in the framework's own order; whoever crosses frameworks r
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ltcore.arrays import Array, Params
@@ -62,7 +64,8 @@ class Backend(Protocol):
     Attributes:
         name: the word for it, such as ``torch``.
         version: the framework's version.
-        capabilities: optional abilities it has: ``"gradients"``.
+        capabilities: optional abilities it has: ``"gradients"``, ``"checkpoints"`` (the methods
+            of `CheckpointBackend`).
     """
 
     name: str
@@ -118,11 +121,15 @@ class Backend(Protocol):
         """Put the model in a mode that `get_mode` returned for it."""
         ...
 
-    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: Any, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was.
 
+        With ``names``, those alone, of the same values.
+
         Raises:
-            CapabilityError: a layer does not say how it is initialized; names it.
+            CapabilityError: a layer that is wanted does not say how it is initialized; names it.
         """
         ...
 
@@ -149,5 +156,77 @@ class Backend(Protocol):
             structure: of the model.
             batches: pairs ``(inputs, targets)`` as the framework takes them.
             loss: ``loss(outputs, targets)`` in the framework's own tensors.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What was found in a checkpoint or in another tool's files.
+
+    Attributes:
+        params: every parameter and buffer of the model, in canonical axes; pruned weights may
+            have any value.
+        masks: the masks that are stored, bool, in canonical axes; empty where none are.
+        story: plain data on what was read, for the provenance.
+        rewind: the rewind point as in a provenance (``kind``, ``step``), where the source says it.
+    """
+
+    params: Params
+    masks: Params
+    story: Mapping[str, Any]
+    rewind: Mapping[str, Any] = field(default_factory=lambda: {"kind": "present", "step": 0})
+
+
+class CheckpointBackend(Backend, Protocol):
+    """A backend that reads and writes its framework's own checkpoints.
+
+    Every reading method leaves the model, its optimizer and its random state as they were, and
+    runs no code that a file brings along.
+
+    Attributes:
+        writes: how the names of the checkpoints end that it writes.
+        tools: what else it reads: ``"pruned"`` (models that the framework's own pruning holds;
+            the method `unpruned`), and the words for `load_foreign`.
+    """
+
+    writes: tuple[str, ...]
+    tools: frozenset[str]
+
+    def load_checkpoint(
+        self, model: Any, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a checkpoint file, or ``{native name: array}``, has for ``model``.
+
+        Raises:
+            CheckpointError: the file cannot be read, or not without trusting it.
+            MatchError: it is for another model; lists missing, unexpected and mismatched names.
+        """
+        ...
+
+    def load_foreign(
+        self, model: Any, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what ``source`` of one of ``tools`` has for ``model``.
+
+        Raises:
+            CheckpointError: it cannot be read, or not without trusting it.
+            MatchError: it is for another model.
+        """
+        ...
+
+    def unpruned(self, model: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Return a plain copy of a model under the framework's own pruning, and its checkpoint.
+
+        Raises:
+            NothingPrunedError: no layer of the model is under it.
+        """
+        ...
+
+    def save_checkpoint(self, model: Any, path: Path) -> None:
+        """Write the model's present weights to ``path``, which ends as one of ``writes``.
+
+        Raises:
+            CheckpointError: the framework cannot store them so.
         """
         ...

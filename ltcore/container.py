@@ -1,20 +1,18 @@
 """Tensors and a JSON manifest in one safetensors file that is trusted only after checks.
 
-A safetensors reader accepts duplicate names, hostile shapes and altered bytes, and a plain write
-leaves half a file when the disk fills. Here the manifest's hash is the file's id, the manifest
-holds each tensor's dtype, shape and hash, and a file appears whole or not at all.
+A safetensors reader accepts duplicate names, hostile shapes and altered bytes. Here the manifest's
+hash is the file's id, and the manifest holds each tensor's dtype, shape and hash. The single
+metadata key ``ltcore`` is ``ltcore-ticket/1 sha256:<hex>``, a newline and the manifest; the hash is
+of the manifest's text.
 
-The single metadata key ``ltcore`` (with more, the library's bytes differ from save to save) is
-``ltcore-ticket/1 sha256:<hex>``, a newline and the manifest; the hash is of the manifest's text.
+This file has the rules and the reader; `ltcore.containerwriter` writes.
 """
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import re
-import secrets
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -23,9 +21,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
+from ltcore import bfloat16
 from ltcore.arrays import Array
 from ltcore.errors import TicketFileError
 from ltcore.strictjson import parse_object, shown
@@ -36,16 +33,19 @@ MAX_TENSORS = 65_536
 MAX_RANK = 8
 MAX_DIM = 1 << 40
 
+BF16 = "BF16"
 DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    BF16: np.dtype("<u2"),  # float32 in memory
+    "F16": np.dtype("<f2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+"""How numbers lie in a file, by their safetensors code; tensors stand in this order."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}(#[a-z]+)?")
 _VERSION = re.compile(r"ltcore-ticket/([1-9][0-9]{0,8})\b")
 _SEAL = re.compile(rf"ltcore-ticket/{FORMAT_VERSION} (sha256:[0-9a-f]{{64}})\n(.*)", re.DOTALL)
@@ -67,12 +67,14 @@ class Container:
 
     Attributes:
         path: the file.
+        size: its bytes.
         id: ``sha256:<hex>`` of the manifest, which holds the hash of every tensor.
         manifest: the manifest, with the entry ``tensors``.
         entries: ``{name: Entry}``.
     """
 
     path: Path
+    size: int
     id: str
     manifest: dict[str, Any]
     entries: dict[str, Entry]
@@ -80,7 +82,8 @@ class Container:
     def read(self, name: str) -> Array:
         """Return one tensor, owned and writable, after its hash was checked.
 
-        Peak memory is that tensor; the header is held already, the rest is not read.
+        BF16 comes as float32, which holds it exactly. Peak memory is that tensor, and half of it
+        again for BF16; the header is held already, the rest is not read.
 
         Raises:
             TicketFileError: there is no such tensor, or its bytes are not what was written.
@@ -94,14 +97,15 @@ class Container:
         with _reading(self.path), open(self.path, "rb") as file:
             file.seek(entry.start)
             found = file.readinto(raw.data)
-        if found != raw.size or _sha256(raw) != self.manifest["tensors"][name]["sha256"]:
+        if found != raw.size or sha256(raw) != self.manifest["tensors"][name]["sha256"]:
             raise TicketFileError(
                 f"{self.path}: the bytes of tensor {name!r} do not have the hash in the "
                 "manifest: the file was altered or damaged"
             )
         if entry.dtype == "BOOL":
-            _check_bool(raw, f"{self.path}: tensor {name!r}")
-        return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+            check_bool(raw, f"{self.path}: tensor {name!r}")
+        array = raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        return bfloat16.widened(array) if entry.dtype == BF16 else array
 
     def verify(self) -> None:
         """Read and check every tensor, one at a time.
@@ -111,55 +115,6 @@ class Container:
         """
         for name in self.entries:
             self.read(name)
-
-
-def write(
-    path: str | os.PathLike[str], tensors: Mapping[str, Array], manifest: Mapping[str, Any]
-) -> str:
-    """Write ``tensors`` and ``manifest`` to ``path``, whole or not at all, and return the id.
-
-    The same input gives the same bytes. A file that stood at ``path`` stays until the new one is
-    complete, on disk and accepted by `open_container`. C-contiguous little-endian arrays are
-    written without a copy by safetensors 0.8 and later.
-
-    Args:
-        path: the file, made or replaced.
-        tensors: ``{name: array}``, of any memory order and byte order, dtypes as in `DTYPES`.
-        manifest: JSON data; ``tensors`` in it is ours, and replaced if there.
-
-    Raises:
-        TicketFileError: a name, dtype, shape or manifest cannot be stored, or the file cannot be
-            written; the old file is as it was.
-    """
-    arrays = _normalised(tensors)
-    ticket_id, text = _seal(arrays, manifest)
-    target = Path(os.path.realpath(path))  # a link keeps pointing at the file
-    if target.exists() and not target.is_file():
-        raise TicketFileError(f"cannot write {path}: it exists and is not a regular file")
-    temporary = target.with_name(f".ltcore-{secrets.token_hex(8)}.tmp")
-    try:
-        _save(temporary, arrays, f"ltcore-ticket/{FORMAT_VERSION} {ticket_id}\n{text}")
-        _check_readable(temporary, ticket_id)
-        os.replace(temporary, target)
-    except (OSError, SafetensorError, TicketFileError) as error:
-        reason = str(error).replace(str(temporary), target.name)
-        raise TicketFileError(f"cannot write {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    # The file is in place and complete; not every file system can sync a folder.
-    with contextlib.suppress(OSError):
-        _sync_folder(target.parent)
-    return ticket_id
-
-
-def manifest_id(tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> str:
-    """Return the id, ``sha256:<hex>``, that `write` would give, without writing.
-
-    Raises:
-        TicketFileError: a name, dtype, shape or manifest cannot be stored.
-    """
-    return _seal(_normalised(tensors), manifest)[0]
 
 
 def open_container(path: str | os.PathLike[str]) -> Container:
@@ -182,69 +137,21 @@ def open_container(path: str | os.PathLike[str]) -> Container:
         _check_manifest(manifest, parsed)
     except TicketFileError as error:
         raise TicketFileError(f"{path}: {error}") from None
-    return Container(path, ticket_id, manifest, parsed)
+    return Container(path, size, ticket_id, manifest, parsed)
 
 
-# Writing
+def is_ticket(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file says that it is a ticket; whether it is a good one is another thing.
 
-
-def _normalised(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the arrays as their bytes will be: C order, little endian, checked."""
-    _check_count(len(tensors))
-    arrays = {}
-    for name, array in tensors.items():
-        dtype = array.dtype.newbyteorder("<")
-        _check_tensor(name, _CODES.get(dtype, str(dtype)), array.shape)
-        arrays[name] = np.asarray(array, dtype, order="C")  # unlike ascontiguousarray keeps 0-d
-        if dtype == np.bool_:
-            _check_bool(arrays[name].reshape(-1).view(np.uint8), f"tensor {name!r}")
-    return arrays
-
-
-def _seal(arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the id and the text of ``manifest`` with what it says of ``arrays``."""
-    tensors = {
-        name: {"dtype": _CODES[array.dtype], "shape": array.shape, "sha256": _sha256(array)}
-        for name, array in arrays.items()
-    }
+    Only the header is looked at. What cannot be read is no ticket.
+    """
     try:
-        text = json.dumps(
-            {**manifest, "tensors": tensors},
-            sort_keys=True,
-            separators=(",", ":"),
-            allow_nan=False,
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TicketFileError(f"the manifest is not JSON data: {error}") from error
-    parse_object(text, "manifest")
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", text
-
-
-def _save(path: Path, arrays: Mapping[str, Array], value: str) -> None:
-    with open(path, "xb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-    save_file(dict(arrays), path, {"ltcore": value})
-    os.chmod(path, stat.S_IMODE(mode))  # safetensors 0.8 makes its files private to the user
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _check_readable(path: Path, ticket_id: str) -> None:
-    """Hold what was written to the reader's own checks, the limit of the header among them."""
-    found = open_container(path).id
-    if found != ticket_id:
-        raise TicketFileError(f"the file reads back with id {found}, not {ticket_id}")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# Reading
+        header, _, _ = _read_header(Path(path))
+        metadata = parse_object(header, "header").get("__metadata__")
+    except TicketFileError:
+        return False
+    value = metadata.get("ltcore") if isinstance(metadata, dict) else None
+    return isinstance(value, str) and _VERSION.match(value) is not None
 
 
 @contextlib.contextmanager
@@ -315,7 +222,7 @@ def _open_seal(value: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
-    _check_count(len(header))
+    check_count(len(header))
     entries = {}
     for name, fields in header.items():
         if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
@@ -324,8 +231,8 @@ def _parse_entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
                 "data_offsets"
             )
         shape, offsets = fields["shape"], fields["data_offsets"]
-        _check_tensor(name, fields["dtype"], shape)
-        if not _is_sizes(offsets) or len(offsets) != 2:
+        check_tensor(name, fields["dtype"], shape)
+        if not is_sizes(offsets) or len(offsets) != 2:
             raise TicketFileError(f"tensor {name!r} has the offsets {shown(offsets)}")
         begin, end = offsets
         entries[name] = Entry(fields["dtype"], tuple(shape), start + begin, start + end)
@@ -367,22 +274,24 @@ def _check_manifest(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -
         told = tensors[name]
         if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
             raise TicketFileError(f"the manifest has no sha256 of tensor {name!r}")
-        if (told.get("dtype"), told.get("shape")) != (entry.dtype, list(entry.shape)):
+        shape = told.get("shape")
+        if told.get("dtype") != entry.dtype or not is_sizes(shape) or (*shape,) != entry.shape:
             raise TicketFileError(
                 f"tensor {name!r} is {entry.dtype} of shape {list(entry.shape)} in the header, "
-                f"{told.get('dtype')} of shape {shown(told.get('shape'))} in the manifest"
+                f"{shown(told.get('dtype'))} of shape {shown(shape)} in the manifest"
             )
 
 
-# Both ways
+# Rules for reading and writing alike
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """Raise if a file cannot hold so many tensors."""
     if count > MAX_TENSORS:
         raise TicketFileError(f"{count} tensors; a file holds at most {MAX_TENSORS}")
 
 
-def _check_tensor(name: str, dtype: object, shape: object) -> None:
+def check_tensor(name: str, dtype: object, shape: object) -> None:
     """Raise unless a tensor of this name, dtype code and shape may be in a file."""
     if not _NAME.fullmatch(name):
         raise TicketFileError(
@@ -393,7 +302,12 @@ def _check_tensor(name: str, dtype: object, shape: object) -> None:
         raise TicketFileError(
             f"tensor {name!r} has dtype {shown(dtype)}; a file holds {', '.join(DTYPES)}"
         )
-    if not _is_sizes(shape) or len(shape) > MAX_RANK:
+    check_shape(name, shape)
+
+
+def check_shape(name: str, shape: object) -> None:
+    """Raise unless a tensor in a file may have this shape."""
+    if not is_sizes(shape) or len(shape) > MAX_RANK:
         raise TicketFileError(
             f"tensor {name!r} has shape {shown(shape)}; a file holds up to {MAX_RANK} "
             f"dimensions, each below {MAX_DIM}"
@@ -403,18 +317,19 @@ def _check_tensor(name: str, dtype: object, shape: object) -> None:
         raise TicketFileError(f"tensor {name!r} has shape {shown(shape)}, too large to address")
 
 
-def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    """Whether ``value`` is a row of plain integers that a dimension or an offset may be."""
+def is_sizes(value: object) -> TypeGuard[list[int]]:
+    """Return whether ``value`` is a row of plain integers that a dimension or offset may be."""
     return isinstance(value, list | tuple) and all(
         type(size) is int and 0 <= size < MAX_DIM for size in value
     )
 
 
-def _check_bool(raw: Array, what: str) -> None:
+def check_bool(raw: Array, what: str) -> None:
+    """Raise if a byte of a BOOL tensor is neither 0 nor 1."""
     if raw.size and raw.max() > 1:
         raise TicketFileError(f"{what} is BOOL and has the byte {int(raw.max())}; expected 0 or 1")
 
 
-def _sha256(array: Array) -> str:
+def sha256(array: Array) -> str:
     """Return the hash of the bytes of a C-contiguous array."""
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()

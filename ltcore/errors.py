@@ -3,6 +3,8 @@
 Each is also the builtin a caller would reach for, so ``except ValueError`` keeps working.
 """
 
+import re
+
 
 class LtcoreError(Exception):
     """Root of all errors that ltcore raises on purpose."""
@@ -22,6 +24,10 @@ class PatternError(InvalidValueError):
 
 class NothingPrunableError(InvalidValueError):
     """A model has no parameter that masks may touch."""
+
+
+class NothingPrunedError(InvalidValueError):
+    """What is to become a ticket has nothing pruned."""
 
 
 class MaskError(LtcoreError, ValueError):
@@ -74,3 +80,18 @@ class NotPortableError(MatchError):
 
 class TicketFileError(LtcoreError, ValueError):
     """A ticket file cannot be trusted, read or written."""
+
+
+class CheckpointError(LtcoreError, ValueError):
+    """A checkpoint of a framework or another tool cannot be trusted, read or written."""
+
+
+def gist(error: BaseException) -> str:
+    """Return the type of somebody's error and the first line of it that says something.
+
+    Keras adds colours, a frame, and every argument of the layer.
+    """
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line and not line.startswith("Exception encountered when")]
+    return f"{type(error).__name__}: {told[0][:500] if told else 'no message'}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.errors import MaskError, TicketFileError
+from ltcore.strictjson import shown
 
 ENCODINGS = ("bits", "gaps")
 MAX_K = 1 << 30
@@ -89,7 +90,7 @@ def decode(coded: CodedMask, shape: tuple[int, ...]) -> Array:
             f"mask data is {data.dtype} of shape {data.shape}; expected one row of uint8"
         )
     if type(kept) is not int or not 0 <= kept <= total:
-        raise TicketFileError(f"a mask keeps {kept!r} weights; expected 0 to {total}")
+        raise TicketFileError(f"a mask keeps {shown(kept)} weights; expected 0 to {total}")
     if coded.encoding == "bits":
         return _decode_bits(data, kept, total, coded.k).reshape(shape)
     mask = np.zeros(total, np.bool_)
@@ -99,7 +100,7 @@ def decode(coded: CodedMask, shape: tuple[int, ...]) -> Array:
 
 def _decode_bits(data: Array, kept: int, total: int, k: object) -> Array:
     if k is not None:
-        raise TicketFileError(f"a mask of bits has the divisor {k!r}; expected none")
+        raise TicketFileError(f"a mask of bits has the divisor {shown(k)}; expected none")
     if data.size != _bytes_for(total):
         raise TicketFileError(
             f"mask data has {data.size} bytes; {total} weights take {_bytes_for(total)}"
@@ -162,7 +163,7 @@ def _encode_gaps(gaps: Array, k: int) -> Array:
 def _decode_gaps(data: Array, kept: int, total: int, k: object) -> Array:
     """Return the positions of the kept weights, int64 (kept,), ascending and below ``total``."""
     if type(k) is not int or not 1 <= k <= MAX_K:
-        raise TicketFileError(f"a mask of gaps has the divisor {k!r}; expected 1 to {MAX_K}")
+        raise TicketFileError(f"a mask of gaps has the divisor {shown(k)}; expected 1 to {MAX_K}")
     if kept > 8 * data.size:  # before anything of that size is made: each takes at least a bit
         raise TicketFileError(f"mask data has {data.size} bytes, too few for {kept} kept weights")
     bits, short = _remainder_form(k)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ltcore.arrays import Array, Params
 from ltcore.errors import InvalidValueError, NothingPrunableError
-from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, reorder
+from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, group_size, reorder, segments
 
 MAX_FACE = 1 << 26
 """Numbers in one example of an input or output; a probe makes such arrays."""
@@ -31,7 +31,8 @@ class Role:
         shape: its canonical shape.
         dtype: the dtype it has in the model, such as ``float32`` or ``bfloat16``.
         state: True for a buffer: it is rewound, never trained or pruned.
-        portable: False for what has no twin in other frameworks (``num_batches_tracked``).
+        portable: False for what has no twin in other frameworks (``num_batches_tracked``, the
+            constants that a layer of the user's own keeps in buffers).
         aliases: native names of further places that share this array (tied weights).
     """
 
@@ -52,10 +53,14 @@ class Site:
         name: portable name, unique in the model.
         kind: a key of `ltcore.layouts.KINDS`.
         roles: its arrays.
-        attrs: what must agree for two sites to compute the same (stride, eps, ...).
-        preds: names of the nearest upstream sites; None where the graph is not known.
+        attrs: what must agree for two sites to compute the same (stride, eps, ...); for a site of
+            kind ``raw``, ``reason`` may say what about it is not known.
+        preds: names of the nearest upstream sites; None where the graph is not known, or the site
+            did not run.
         in_group: order of the input features, where a flatten mixed channels and space.
         is_output: its result is (part of) the model's output.
+        out_group: order of the output features, where they are reshaped to channels and space.
+        part: ``q``, ``k``, ``v`` or ``o``, for the projections of an attention layer.
     """
 
     name: str
@@ -65,6 +70,13 @@ class Site:
     preds: tuple[str, ...] | None = None
     in_group: AxisGroup | None = None
     is_output: bool = False
+    out_group: AxisGroup | None = None
+    part: str = ""
+
+    @property
+    def matched(self) -> bool:
+        """Whether another framework has a twin; False for a site of constants only."""
+        return any(role.portable for role in self.roles)
 
     def role(self, name: str) -> Role | None:
         """Return the role called ``name``, or None."""
@@ -80,11 +92,13 @@ class Interface:
             ``("N", "T")`` for token numbers.
         shape: sizes in that order, the batch axis as 0.
         dtype: ``float32`` for features, an integer dtype for tokens.
+        vocabulary: token numbers are below it; None for features.
     """
 
     axes: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +148,8 @@ class Structure:
     @cached_property
     def infos(self) -> tuple[ParamInfo, ...]:
         """What patterns match against: every trained parameter, in order."""
-        outputs = {site.name for site in self.sites if site.is_output} or self._last_prunable()
+        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
+        outputs = self.heads or kernels[-1:]  # without a graph, the last layer with a kernel
         return tuple(
             ParamInfo(
                 name=name,
@@ -148,10 +163,22 @@ class Structure:
             if not role.state
         )
 
-    def _last_prunable(self) -> set[str]:
-        """Without a graph, the last layer with a kernel counts as the output."""
-        kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
-        return set(kernels[-1:])
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """The output layers: kernels whose result is an output, and goes nowhere else.
+
+        None where the graph is not known, or the model ends in something else, such as a norm or
+        its own embedding.
+        """
+        feeding = {pred for site in self.sites for pred in site.preds or ()}
+        return frozenset(
+            site.name
+            for site in self.sites
+            if site.is_output
+            and site.name not in feeding
+            and "weight" in KINDS[site.kind].prunable
+            and not any(role.aliases for role in site.roles)
+        )
 
     def check(self) -> None:
         """Raise unless the parts agree with each other; for structures from outside.
@@ -159,11 +186,11 @@ class Structure:
         Raises:
             InvalidValueError: says which site and what is wrong with it.
         """
-        names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
+        names = {site.name for site in self.sites}
+        if len(names) != len(self.sites):
             raise InvalidValueError("two sites have one name")
         for site in self.sites:
-            _check_site(site, set(names))
+            _check_site(site, names)
         for face in (*(self.inputs or ()), *(self.outputs or ())):
             _check_face(face)
 
@@ -174,10 +201,19 @@ class Structure:
         if not self.inputs or not self.outputs:
             return "its inputs and outputs are not known, so nothing can be proved"
         for site in self.sites:
-            if not KINDS[site.kind].portable:
-                return f"site {site.name!r} is of a kind that has no portable layout"
+            if site.matched and not KINDS[site.kind].portable:
+                reason = site.attrs.get("reason", "")
+                natives = [role.native for role in site.roles if role.portable][:5]
+                return (
+                    f"site {site.name!r} is of a kind that has no portable layout "
+                    f"({reason or f'it owns {natives}'})"
+                )
+            if site.matched and site.preds is None:
+                return f"site {site.name!r} did not run on the example, so nothing of it is proved"
             if site.in_group == UNKNOWN_GROUP:
                 return f"the order of the features that enter {site.name!r} could not be proven"
+            if site.out_group == UNKNOWN_GROUP:
+                return f"the order of the features that leave {site.name!r} could not be proven"
         return ""
 
 
@@ -188,20 +224,19 @@ def _check_site(site: Site, names: set[str]) -> None:
     strangers = set(site.preds or ()) - names
     if strangers:
         raise InvalidValueError(f"site {site.name!r} follows {sorted(strangers)}, which is no site")
-    if site.in_group is None or site.in_group == UNKNOWN_GROUP:
-        return
-    sizes = [size for _, size in site.in_group]
-    for role in site.roles:
-        axis = _feature_axis(site, role)
-        if axis is not None and (min(sizes) < 1 or math.prod(sizes) != role.shape[axis]):
-            raise InvalidValueError(
-                f"site {site.name!r}: features {site.in_group} do not make an axis of "
-                f"{role.shape[axis]}"
-            )
+    for group, axes in _grouped_axes(site):
+        whole = all(size > 0 for part in segments(group) for _, size in part)
+        for role, axis in axes:
+            if not whole or group_size(group) != role.shape[axis]:
+                raise InvalidValueError(
+                    f"site {site.name!r}: features {group} do not make an axis of "
+                    f"{role.shape[axis]}"
+                )
 
 
 def _check_face(face: Interface) -> None:
     fits = len(face.axes) == len(face.shape) and all(size >= 0 for size in face.shape)
+    fits = fits and (face.vocabulary is None or 0 < face.vocabulary < 1 << 31)
     if not fits or math.prod(face.shape[1:]) > MAX_FACE or face.dtype not in FACE_DTYPES:
         raise InvalidValueError(
             f"an input or output has axes {face.axes}, shape {face.shape} and dtype "
@@ -210,11 +245,14 @@ def _check_face(face: Interface) -> None:
         )
 
 
-def _feature_axis(site: Site, role: Role) -> int | None:
-    """Return the axis of a role along which the site's input features lie, if any."""
-    if site.kind in ("batchnorm", "layernorm"):
-        return 0 if len(role.shape) == 1 else None
-    return KINDS[site.kind].in_axis if role.name == "weight" else None
+def _grouped_axes(site: Site) -> Iterator[tuple[AxisGroup, list[tuple[Role, int]]]]:
+    """Yield each known group of a site with the ``(role, axis)`` that lie in its order."""
+    kind = KINDS[site.kind]
+    for group, axes in ((site.in_group, kind.ins), (site.out_group, kind.outs)):
+        if group is not None and group != UNKNOWN_GROUP:
+            found = [(role, axes[role.name]) for role in site.roles if role.name in axes]
+            # One slope for all features (PReLU) has no order.
+            yield group, [(role, axis) for role, axis in found if role.shape[axis] != 1]
 
 
 def prunable_infos(infos: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
@@ -249,10 +287,10 @@ def in_native_order(arrays: Params, structure: Structure) -> dict[str, Array]:
 
 def _reordered(arrays: Params, structure: Structure, *, to_canonical: bool) -> dict[str, Array]:
     result = dict(arrays)
-    for name, site, role in structure.items():
-        if site.in_group is None or name not in result:
-            continue
-        axis = _feature_axis(site, role)
-        if axis is not None:
-            result[name] = reorder(result[name], axis, site.in_group, to_canonical=to_canonical)
+    for site in structure.sites:
+        for group, axes in _grouped_axes(site):
+            for role, axis in axes:
+                name = f"{site.name}.{role.name}"
+                if name in result:
+                    result[name] = reorder(result[name], axis, group, to_canonical=to_canonical)
     return result

@@ -2,12 +2,23 @@
 
 import json
 import math
+import re
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ltcore.errors import TicketFileError
 
 MAX_DEPTH = 32
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WORDS = {
+    str: "a text",
+    int: "an integer",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+_T = TypeVar("_T", str, int, bool, list[Any], dict[str, Any])
 
 
 def shown(value: Any) -> str:
@@ -59,13 +70,23 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def _check_tree(value: Any, what: str, depth: int) -> None:
-    """Raise if ``value`` is nested too deep or a string in it has a lone surrogate."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise TicketFileError(f"the {what} has a string that is no Unicode text: {value!a:.80}")
-    elif isinstance(value, dict | list):
-        if not depth:
-            raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+def expect(kind: type[_T], value: object, what: str) -> _T:
+    """Return ``value``, which came from JSON, if it is of this type; ``true`` is no integer.
+
+    Raises:
+        TicketFileError: says what was found and what was expected.
+    """
+    if type(value) is not kind:
+        raise TicketFileError(f"{what} is {shown(value)}; expected {_WORDS[kind]}")
+    return value
+
+
+def _check_tree(tree: dict[str, Any] | list[Any], what: str, depth: int) -> None:
+    """Raise if ``tree`` is nested too deep or a string in it has a lone surrogate."""
+    if not depth:
+        raise TicketFileError(f"the {what} is nested deeper than {MAX_DEPTH}")
+    for item in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
+        if isinstance(item, dict | list):
             _check_tree(item, what, depth - 1)
+        elif isinstance(item, str) and not item.isascii() and _SURROGATE.search(item):
+            raise TicketFileError(f"the {what} has a string that is no Unicode text: {item!a:.80}")

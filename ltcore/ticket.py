@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,14 +14,19 @@ from ltcore import exchange, ticketfile
 from ltcore._version import __version__
 from ltcore.arrays import Params
 from ltcore.backend import Backend
-from ltcore.errors import HoldError
-from ltcore.exchange import Weights
+from ltcore.errors import HoldError, gist
+from ltcore.exchange import Head, Weights
 from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
+from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore.plugins import backend_named, detect, registry
-from ltcore.probe import Probe
+from ltcore.probe import Probe, tolerance_for
+from ltcore.proof import record_probe, restoring
 from ltcore.ticketfile import TicketRecord
+
+GivenMapping: TypeAlias = Mapping[str, str] | str | PathLike[str] | None
+"""``{site of a ticket: site of a model}``, or a TOML file with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +80,40 @@ class Ticket(TicketRecord):
         """
         ticketfile.write(path, self)
 
+    def match(
+        self,
+        model: Any,
+        *,
+        example: Any = None,
+        mapping: GivenMapping = None,
+        head: Head = "error",
+        probe: bool = True,
+        backend: str | Backend | None = None,
+    ) -> dict[str, str]:
+        """Return ``{site of the ticket: site of the model}``, proved; the model stays as it is.
+
+        What is left to say by hand, `ltcore.save_mapping` keeps for the next time. For arguments
+        and errors see `apply`.
+        """
+        exchange.check_words("ticket", head)
+        driver = resolve_backend(model, backend)
+        structure = driver.describe(model, example)
+        given = resolve_mapping(mapping)
+        return dict(
+            exchange.pair(
+                self, driver, model, structure, mapping=given, head=head, probe=probe
+            ).sites
+        )
+
     def apply(
         self,
         model: Any,
         *,
         example: Any = None,
-        mapping: Mapping[str, str] | None = None,
+        mapping: GivenMapping = None,
         weights: Weights = "ticket",
+        head: Head = "error",
+        probe: bool = True,
         existing: Existing = "error",
         seed: int = 0,
         backend: str | Backend | None = None,
@@ -91,22 +123,39 @@ class Ticket(TicketRecord):
         Args:
             model: an equivalent model, built.
             example: one input batch, where the order of layers is not known from the model.
-            mapping: ``{site of the ticket: site of the model}``, where the graph leaves a choice.
+            mapping: ``{site of the ticket: site of the model}``, or a file of `save_mapping`,
+                where the graph leaves a choice; some pairs are enough if they settle the rest.
             weights: ``"ticket"``; ``"keep"`` the model's own; ``"reinit"`` draws fresh ones.
+            head: what becomes of output layers, for a task with other classes: ``"error"`` takes
+                the ticket's, which must fit; ``"reinit"`` draws them anew (1906.02773, section 3)
+                and ``"keep"`` leaves the model's own, both dense.
+            probe: False skips the numerical proof that the model computes what the ticket's model
+                did. A wrong pairing then goes unseen.
             existing: what to do with a hold that is there.
-            seed: for ``weights="reinit"``.
+            seed: for ``weights="reinit"`` and ``head="reinit"``.
             backend: a backend or its name, where it shall not be found from the model.
 
         Raises:
-            MatchError: the ticket does not fit; the model is as it was.
+            MatchError: the ticket does not fit, or nothing proves that it does.
+            ModelNotBuiltError: the model has no weights yet; give ``example``.
+            CapabilityError: a layer to be drawn anew does not say how it is initialized.
+            InvalidValueError: an argument has a value that it cannot have.
             HoldError: the model is held and ``existing`` is ``"error"``.
+
+        In every case the model is as it was.
         """
+        exchange.check_words(weights, head)
         driver = resolve_backend(model, backend)
         check_free(driver, model, existing)
         structure = driver.describe(model, example)
-        pairing = exchange.pair(self, driver, structure, mapping)
-        with exchange.restoring(driver, model, structure):
-            masks = exchange.place(self, driver, model, pairing, weights=weights, seed=seed)
+        given = resolve_mapping(mapping)
+        pairing = exchange.pair(
+            self, driver, model, structure, mapping=given, head=head, probe=probe
+        )
+        with restoring(driver, model, structure):
+            masks = exchange.place(
+                self, driver, model, pairing, weights=weights, head=head, seed=seed
+            )
             return hold_model(model, driver, structure, masks, existing)
 
     def __eq__(self, other: object) -> bool:
@@ -116,7 +165,8 @@ class Ticket(TicketRecord):
         return hash(self.id)
 
     def __repr__(self) -> str:
-        return f"Ticket(kept={self.masks.kept}, total={self.masks.total}, {self._story()})"
+        home = "" if not self.why_not_portable() else ", not portable"
+        return f"Ticket(kept={self.masks.kept}, total={self.masks.total}, {self._story()}{home})"
 
     def _story(self) -> str:
         told = {key: self.provenance.get(key) for key in ("framework", "criterion", "round")}
@@ -166,14 +216,29 @@ def _probe(
     backend: Backend, model: Any, structure: Structure, masks: Masks, params: Params
 ) -> Probe | None:
     try:
-        return exchange.record_probe(backend, model, structure, masks.apply(params))
+        probe = record_probe(backend, model, structure, masks.apply(params))
     except Exception as error:  # noqa: BLE001  the user's forward may fail in any way
-        warnings.warn(
-            f"no probe, so the ticket stays in {backend.name}: the model fails on made-up inputs "
-            f"of the example's shape: {type(error).__name__}: {error}",
-            stacklevel=5,
-        )
-        return None
+        why = f"the model fails on made-up inputs: {gist(error)}"
+    else:
+        if probe is None:
+            return None
+        if probe.is_finite() and probe.varies(structure, tolerance_for(structure)):
+            _warn_of_single_steps(structure)
+            return probe
+        why = "what the model gives for made-up inputs says nothing: constants, labels, NaN"
+    warnings.warn(f"no probe, so the ticket stays in {backend.name}: {why}", stacklevel=4)
+    return None
+
+
+def _warn_of_single_steps(structure: Structure) -> None:
+    for face in structure.inputs or ():
+        single = [a for a, n in zip(face.axes, face.shape, strict=True) if a[0] in "TS" and n == 1]
+        if single:
+            warnings.warn(
+                f"the example has a size of 1 along {single} of an input of axes {face.axes}: what "
+                "the model does along it is not proved by the ticket; give a larger example",
+                stacklevel=5,
+            )
 
 
 def _from_plugins(ticket: Ticket) -> dict[str, dict[str, str]]:

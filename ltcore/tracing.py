@@ -1,43 +1,60 @@
-"""Where data flows between sites, and what its axes mean on the way.
+"""Where data flows between sites: the books of one run of a model.
 
-A backend runs a model once and reports what it sees; this file keeps the books. It knows no
-framework. Whatever it cannot prove about the order of an axis becomes ``"?"``: exchange then
-refuses rather than guesses.
+A backend runs a model once and reports what it sees; this file writes it down. It knows no
+framework.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ltcore.layouts import UNKNOWN_GROUP, AxisGroup
-
-Label: TypeAlias = str | AxisGroup
-"""``N`` batch, ``C`` channels, ``S0`` ... space, ``T`` time, ``F`` features, ``?`` unknown, or the
-axes that were merged into one."""
-
-Labels: TypeAlias = tuple[Label, ...]
+from ltcore.axes import Atom, Axis, Labels, named
+from ltcore.layouts import CONVOLUTIONS, KINDS, UNKNOWN_GROUP, AxisGroup
+from ltcore.orders import Orders
+from ltcore.parameters import Site
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What is known of one tensor: the sites it came through last, and its axes."""
+    """What is known of one tensor.
+
+    Attributes:
+        preds: the sites it came through last; ``@0`` for the model's first input, and so on.
+        labels: its axes; empty where nothing is known.
+        params: for a tensor that is made of parameters alone, the sites that own them.
+    """
 
     preds: frozenset[str] = frozenset()
     labels: Labels = ()
+    params: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class Visit:
-    """What is known of one site: where its input came from and the order of its features."""
+    """What is known of one site: where its input came from and what its features are."""
 
     preds: set[str] = field(default_factory=set)
-    in_group: AxisGroup | None = None
+    axis: Axis = ()
 
 
-class Trace:
+def is_line(sites: Sequence[Site], end: int) -> bool:
+    """Whether data of three axes at one end of a model are images of one dimension.
+
+    They are where a convolution along one axis is the model's first layer with a kernel (``end``
+    0) or its last (-1); else the features are taken to come last.
+    """
+    kernels = [site for site in sites if KINDS[site.kind].prunable]
+    if not kernels or kernels[end].kind not in CONVOLUTIONS:
+        return False
+    weight = kernels[end].role("weight")
+    return weight is not None and len(weight.shape) == 3
+
+
+class Trace(Orders):
     """The books of one run of a model."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.visits: dict[str, Visit] = {}
         # The tensor itself is kept: an id is only unique while its object lives.
         self._flows: dict[int, tuple[Any, Flow]] = {}
@@ -50,75 +67,95 @@ class Trace:
         """Remember what is known of ``tensor``."""
         self._flows[id(tensor)] = (tensor, Flow(frozenset(preds), labels))
 
+    def put_input(
+        self, tensor: Any, index: int, names: Sequence[str], shape: Sequence[int]
+    ) -> None:
+        """Remember that ``tensor`` is input ``index`` of the model, its axes called ``names``."""
+        whole = named(names, shape)
+        labels = tuple(
+            self.features(f"@{index}", axis[0].size) if axis[0].name == "F" else axis
+            for axis in whole
+        )
+        self.put(tensor, {f"@{index}"}, labels)
+
+    def put_param(self, tensor: Any, sites: Iterable[str], labels: Labels) -> None:
+        """Remember that ``tensor`` is made of the parameters of ``sites`` alone."""
+        self._flows[id(tensor)] = (tensor, Flow(frozenset(), labels, frozenset(sites)))
+
     def preds(self, tensors: Iterable[Any]) -> frozenset[str]:
         """Return the sites that any of ``tensors`` came through last."""
         return frozenset().union(*(self.flow(tensor).preds for tensor in tensors))
 
-    def visit(self, site: str, inputs: Sequence[Any], feature_axis: int) -> None:
-        """Record that data enters ``site``, its features along ``feature_axis``."""
-        labels = self.flow(inputs[0]).labels if inputs else ()
-        group = group_of(labels[feature_axis]) if labels else UNKNOWN_GROUP
+    def passed(self, tensors: Sequence[Any]) -> tuple[frozenset[str], frozenset[str]]:
+        """Return ``(preds, params)`` of what an operation makes of ``tensors``.
+
+        Where data meets parameters outside a layer (a tied output projection, a bias of the
+        user's own), their sites are visited, and what comes out came through them.
+        """
+        preds = self.preds(tensors)
+        params = frozenset().union(*(self.flow(tensor).params for tensor in tensors))
+        if not params or not preds:
+            return preds, params
+        for site in params:
+            # A bias meets what its own weight made: that is no way back.
+            self.visits.setdefault(site, Visit()).preds |= preds - params
+            self.pin({(Atom(f"F:{site}", 1, 0),)})
+        return params, frozenset()
+
+    def visit(self, site: str, inputs: Sequence[Any], axis: Axis | None) -> None:
+        """Record that data enters ``site``.
+
+        Args:
+            site: its name.
+            inputs: tensors that enter.
+            axis: what its input features are; None where they have no order to speak of (token
+                numbers, channels that a norm treats apart from each other).
+        """
+        came = self.preds(inputs)
+        for tensor in inputs:  # a parameter that takes the place of data (learned queries)
+            params = self.flow(tensor).params
+            came |= params
+            self.pin((Atom(f"F:{name}", 1, 0),) for name in params)
         seen = self.visits.get(site)
         if seen is None:
-            self.visits[site] = Visit(set(self.preds(inputs)), group)
+            self.visits[site] = Visit(set(came), axis or ())
             return
-        seen.preds |= self.preds(inputs)
-        if seen.in_group != group:
-            seen.in_group = UNKNOWN_GROUP
+        seen.preds |= came
+        # A layer that is used twice must meet the same order each time.
+        if axis is not None and seen.axis != axis:
+            seen.axis = self.combined(seen.axis, axis)
 
+    def placed(self, sites: Sequence[Site], outputs: Sequence[Any]) -> tuple[Site, ...]:
+        """Return ``sites`` with what was found; ``outputs`` are what the model returns."""
+        order = {site.name: position for position, site in enumerate(sites)}
+        ends = self.preds(outputs)
+        result = []
+        for site in sites:
+            visit = self.visits.get(site.name)
+            if visit is None:  # it did not run: nothing of it is known
+                result.append(site)
+                continue
+            result.append(
+                replace(
+                    site,
+                    preds=tuple(sorted(visit.preds & order.keys(), key=order.__getitem__)),
+                    in_group=self._in_group(site),
+                    out_group=self.out_group(site.name),
+                    is_output=site.name in ends,
+                )
+            )
+        return tuple(result)
 
-def unknown(rank: int) -> Labels:
-    """Return labels of a tensor about which nothing is known."""
-    return ("?",) * rank
+    def vocabulary(self, index: int, sites: Sequence[Site]) -> int | None:
+        """Return how many tokens input ``index`` may name; None where it enters no embedding."""
+        rows = [
+            role.shape[0]
+            for site in sites
+            if site.kind == "embedding" and f"@{index}" in self.visits.get(site.name, Visit()).preds
+            if (role := site.role("weight"))
+        ]
+        return min(rows, default=None)
 
-
-def spatial(rank: int) -> tuple[str, ...]:
-    """Return ``("S0", "S1", ...)``."""
-    return tuple(f"S{axis}" for axis in range(rank))
-
-
-def group_of(label: Label) -> AxisGroup | None:
-    """Return the native order of a feature axis; None where it is the same everywhere."""
-    if label == "?":
-        return UNKNOWN_GROUP
-    if isinstance(label, str):
-        return None
-    letters = {name[0] for name, _ in label}
-    if "?" in letters:
-        return UNKNOWN_GROUP
-    if "C" in letters and "S" in letters:
-        return label if letters == {"C", "S"} else UNKNOWN_GROUP
-    return None
-
-
-def merge(parts: Sequence[tuple[Label, int]]) -> Label:
-    """Return the label of the axis that consecutive ``(label, size)`` axes were merged into."""
-    flat: list[tuple[str, int]] = []
-    for label, size in parts:
-        flat.extend([(label, size)] if isinstance(label, str) else label)
-    real = [(label, size) for label, size in flat if size != 1]
-    if len(real) > 1:
-        return tuple(real)
-    return real[0][0] if real else flat[0][0]
-
-
-def reshaped(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
-    """Return the labels after a reshape: axes carried over or merged; a split one is unknown."""
-    result: list[Label] = []
-    position = 0
-    for size in new:
-        if position < len(old) and old[position] == size:
-            result.append(labels[position])
-            position += 1
-            continue
-        product, parts = 1, []
-        while position < len(old) and product < size:
-            product *= old[position]
-            parts.append((labels[position], old[position]))
-            position += 1
-        if product != size:
-            return unknown(len(new))
-        result.append(merge(parts) if parts else "T")
-    if any(size != 1 for size in old[position:]):
-        return unknown(len(new))
-    return tuple(result)
+    def _in_group(self, site: Site) -> AxisGroup | None:
+        group = self.group_of(self.visits.get(site.name, Visit()).axis)
+        return group if KINDS[site.kind].ins or group is None else UNKNOWN_GROUP

@@ -1,6 +1,9 @@
 """Settings that must be there before a framework is imported."""
 
+import json
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,6 +13,47 @@ from hypothesis import settings
 
 settings.register_profile("ltcore", deadline=None)  # shared machines stall; time is no promise here
 settings.load_profile("ltcore")
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Compute in one thread: on a busy machine, threads mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def record_exchange() -> Iterator[Callable[[str, str, float], None]]:
+    """Yield ``record(case, direction, difference)`` for tests that carry a ticket over.
+
+    ``difference`` is the largest one of the outputs, divided by max(1, largest output). At the end
+    of the session the rows go into the JSON file that LTCORE_EXCHANGE_TABLE names, if it does,
+    in the place of older rows of the same case, direction and engine.
+    """
+    rows: dict[tuple[str, str, str], float] = {}
+    engine = os.environ["KERAS_BACKEND"]
+
+    def record(case: str, direction: str, difference: float) -> None:
+        rows[case, direction, engine] = float(difference)
+
+    yield record
+    path = os.environ.get("LTCORE_EXCHANGE_TABLE")
+    if path and rows:
+        _add_rows(Path(path), rows)
+
+
+def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
+    names = ("case", "direction", "engine")
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    merged = {tuple(row[name] for name in names): row["difference"] for row in earlier} | rows
+    table = [
+        {**dict(zip(names, key, strict=True)), "difference": value} for key, value in merged.items()
+    ]
+    path.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def pytest_runtest_setup(item):

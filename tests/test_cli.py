@@ -70,11 +70,11 @@ def test_version() -> None:
 def test_no_command_shows_help_as_a_usage_error() -> None:
     shown = run()
     assert shown.code == 2
-    for command in ("demo", "show", "verify", "plugins"):
+    for command in ("demo", "show", "verify", "convert", "plugins"):
         assert command in shown.out
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "verify", "plugins"])
+@pytest.mark.parametrize("command", ["demo", "show", "verify", "convert", "plugins"])
 def test_every_help_has_an_example_and_fits(command: str) -> None:
     shown = run(command, "--help")
     assert shown.code == 0
@@ -82,7 +82,10 @@ def test_every_help_has_an_example_and_fits(command: str) -> None:
     assert max(map(len, shown.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("words", [["show"], ["verify"], ["nonsense"], ["demo", "--rounds", "0"]])
+@pytest.mark.parametrize(
+    "words",
+    [["show"], ["verify"], ["nonsense"], ["demo", "--rounds", "0"], ["convert", "a.pt", "b"]],
+)
 def test_wrong_usage_exits_with_2(words: list[str]) -> None:
     assert run(*words).code == 2
 
@@ -229,6 +232,150 @@ def test_verify_goes_on_whatever_a_file_does_to_its_reader(
     bad, good = run("verify", "--json", path.with_name("bad"), path).json
     assert bad["error"] == "cannot be read: RecursionError: too deep"
     assert good["ok"]
+
+
+# convert
+
+NETS = """
+from functools import partial
+import torch
+from torch import nn
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+
+class Zoo:
+    ready = net(3)
+    seeded = partial(net, 5)
+
+def broken():
+    raise RuntimeError("no\x1b data")
+
+def text():
+    return "no model"
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's folder: a module that makes models, and a sparse checkpoint of one."""
+    (tmp_path / "my_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+    lt.prune(model, 0.5).release()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "sparse.pt")
+    before = sys.path.copy()
+    yield tmp_path
+    assert sys.path == before
+    sys.modules.pop("my_nets", None)
+
+
+def convert(*words: object) -> Outcome:
+    return run("convert", *words, columns=200)
+
+
+def test_convert_there_and_back(nets: Path) -> None:
+    there = convert("sparse.pt", "t.safetensors", "--model", "my_nets:net", "--example", "1,3,4")
+    assert there.code == 0, there.err
+    ticket = lt.load(nets / "t.safetensors")
+    assert ticket.id in there.out.splitlines()
+    assert "72 of 144 weights, sparsity 50.00%" in there.out
+    assert ticket.why_not_portable() == ""
+    for name in ("my_nets:Zoo.ready", "my_nets:Zoo.seeded"):  # an object, and what makes one
+        back = convert("t.safetensors", "b.pt", "--model", name, "--json", "--force")
+        assert back.code == 0, back.err
+        assert (back.json["kind"], back.json["id"]) == ("checkpoint", ticket.id)
+        assert (back.json["kept"], back.json["total"]) == (72, 144)
+        old, new = torch.load("sparse.pt")["state_dict"], torch.load("b.pt")
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+def test_convert_says_why_a_ticket_stays_in_its_framework(nets: Path) -> None:
+    done = convert("sparse.pt", "t.safetensors", "--model", "my_nets:net", "--json")
+    assert done.json["portable"] is False
+    assert done.json["why_not_portable"] == "no example input was given"
+    assert done.json["provenance"]["converted_from"]["file"] == "sparse.pt"
+
+
+def test_convert_a_folder_of_open_lth(nets: Path) -> None:
+    (nets / "main").mkdir()
+    state = torch.load("sparse.pt")["state_dict"]
+    for step in ("ep0_it0", "ep3_it0"):
+        torch.save(state, nets / "main" / f"model_{step}.pth")
+    masks = {f"{i}.weight": (state[f"{i}.weight"] != 0).int() for i in (1, 3)}
+    torch.save(masks, nets / "main" / "mask.pth")
+    done = convert(
+        ".", "t.safetensors", "--model", "my_nets:net", "--weights", "model_ep3_it0", "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.json["provenance"]["converted_from"]["file"] == "model_ep3_it0.pth"
+    assert done.json["provenance"]["rewind"] == {"kind": "epoch", "epoch": 3, "iteration": 0}
+
+
+def test_convert_replaces_nothing_unasked(nets: Path) -> None:
+    (nets / "t.safetensors").write_bytes(b"precious")
+    words = ("sparse.pt", "t.safetensors", "--model", "my_nets:net")
+    refused = convert(*words)
+    assert refused.code == 1
+    assert refused.err == "error: t.safetensors exists; --force replaces it\n"
+    assert (nets / "t.safetensors").read_bytes() == b"precious"
+    assert convert(*words, "--force").code == 0
+    lt.load(nets / "t.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (["sparse.pt", "t.pt", "--model", "my_nets:net"], ".safetensors"),
+        (["sparse.pt", "t.safetensors", "--model", "my_nets"], "package.module:function"),
+        (["sparse.pt", "t.safetensors", "--model", "my_nets:net", "--example", "1,x"], "1,x"),
+        (["sparse.pt", "t.safetensors", "--model", "my_nets:net", "--example", "1:odd"], "1:odd"),
+        (["sparse.pt", "t.safetensors", "--model", "my_nets:net", "--weights", "a"], "open_lth"),
+        (["sparse.pt", "t.safetensors", "--model", "my_nets:net", "--from", "odd"], "odd"),
+        (["sparse.pt", "t.safetensors"], "--model"),
+    ],
+)
+def test_convert_used_wrongly_exits_with_2(nets: Path, words: list[str], fact: str) -> None:
+    done = convert(*words)
+    assert done.code == 2
+    assert fact in done.err
+    assert not (nets / "t.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "fact"),
+    [
+        ("sparse.pt", "my_nets:nothing", "'my_nets' has no attribute 'nothing'"),
+        ("sparse.pt", "no_such_module:net", "No module named 'no_such_module'"),
+        ("sparse.pt", "my_nets:broken", "RuntimeError: no\\x1b data"),
+        ("sparse.pt", "my_nets:text", "no backend drives"),
+        ("missing.pt", "my_nets:net", "no such file"),
+        ("my_nets.py", "my_nets:net", "end in .pt"),
+        ("empty", "my_nets:net", "no mask.pth"),
+    ],
+)
+def test_convert_of_what_cannot_be_is_one_line(
+    nets: Path, source: str, model: str, fact: str
+) -> None:
+    (nets / "empty").mkdir()
+    done = convert(source, "t.safetensors", "--model", model)
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert len(done.err.splitlines()) == 1
+    assert fact in done.err
+    assert not (nets / "t.safetensors").exists()
+
+
+def test_convert_of_a_damaged_ticket_says_so(nets: Path, path: Path) -> None:
+    (nets / "bad.safetensors").write_bytes(flip_last(path.read_bytes()))
+    done = convert("bad.safetensors", "b.pt", "--model", "my_nets:net")
+    assert done.code == 1
+    assert "altered or damaged" in done.err
+    assert not (nets / "b.pt").exists()
 
 
 # errors

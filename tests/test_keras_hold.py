@@ -17,7 +17,7 @@ import ltcore as lt  # noqa: E402
 from ltcore import holds  # noqa: E402
 from ltcore.errors import CapabilityError, HoldError  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
-from ltcore_keras import _updates  # noqa: E402
+from ltcore_keras import _hold, _updates  # noqa: E402
 from own_loops import Loop, applying  # noqa: E402
 
 # Keras 3.15 with numpy 2.4: saving a model makes numpy warn.
@@ -572,6 +572,33 @@ def test_two_optimizers_count_once():
     watch.stop()
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+def test_updates_in_which_the_first_weight_has_no_gradient_count():
+    inputs = keras.Input((INPUTS,))
+    model = keras.Model(inputs, kl.add([kl.Dense(CLASSES)(inputs), kl.Dense(CLASSES)(inputs)]))
+    watch = BACKEND.watch(model, BACKEND.describe(model), [3])
+    variables, optimizer = model.trainable_variables, ko.SGD(0.1)
+    full = [ops.ones(v.shape) for v in variables]
+    for gradients in (full, [None, None, *full[2:]], [None, None, *full[2:]]):
+        optimizer.apply(gradients, variables)
+    optimizer.apply(full[2:], variables[2:])
+    assert watch.steps == 4
+    assert not (watch.snapshots[3]["dense.bias"] + 0.1).any()
+    watch.stop()
+
+
+def test_updates_of_another_model_by_the_same_optimizer_do_not_count():
+    model, other = mlp(), mlp()
+    optimizer = ko.SGD(0.1)
+    optimizer.build(model.trainable_variables + other.trainable_variables)
+    watch = BACKEND.watch(model, BACKEND.describe(model), [])
+    for one in (other, model, other):
+        variables = one.trainable_variables
+        optimizer.apply([ops.ones(v.shape) for v in variables], variables)
+    assert watch.steps == 1
+    watch.stop()
+
+
 @only("tensorflow", "jax", reason="a function of the user's own")
 def test_a_function_traced_under_one_watch_counts_under_the_next():
     model = mlp()
@@ -754,3 +781,38 @@ def test_learning_rates_of_one_round_do_not_leak_into_the_next():
 
     lt.find_ticket(model, train, rounds=2, rate=0.3, evaluate=lambda m: 0.0)
     assert rates == pytest.approx([0.1, 0.05] * 3)
+
+
+def test_many_holds_of_one_model_leave_one_keeper(monkeypatch):
+    made = []
+
+    class Counted(_hold.Keeper):
+        def __init__(self, model):
+            made.append(model)
+            super().__init__(model)
+
+    monkeypatch.setattr(_hold, "Keeper", Counted)
+    model = mlp()
+    for _ in range(3):
+        lt.hold(model, half(model)).release()
+    assert len(made) == 1
+
+
+def test_a_method_that_somebody_put_over_ours_does_not_have_us_hear_twice():
+    model = mlp()
+    hold = lt.hold(model, half(model))
+    ours = ko.Optimizer.apply
+
+    def theirs(self, *args, **kwargs):
+        return ours(self, *args, **kwargs)
+
+    ko.Optimizer.apply = theirs
+    try:
+        hold.release()
+        watch = BACKEND.watch(model, BACKEND.describe(model), [2])
+        Hand(model, ko.SGD(0.1))(2)
+        assert watch.steps == 2
+        watch.stop()
+        assert ko.Optimizer.apply is theirs
+    finally:
+        del ko.Optimizer.apply

@@ -204,3 +204,106 @@ def test_a_step_that_torch_compiles(torch, monkeypatch):
     assert set(watch.snapshots) == {1}
     watch.stop()
     hold.release()
+
+
+def test_conversions_leave_the_model(torch, tmp_path):
+    source, model = mlp(), mlp()
+    train(source, OPTIMIZERS["sgd"](source.parameters(), torch), 2)
+    masks = half(source)
+    with lt.hold(source, masks):
+        source.save_weights(tmp_path / "n.weights.h5")
+        wanted = weights(source)
+    train(model, OPTIMIZERS["adam"](model.parameters(), torch), 2)
+    before = {v.path: v.value.detach().numpy().tobytes() for v in model.variables}
+    arrays = {}
+    for name in ("dense", "dense_1"):
+        wrapper = f"prune_low_magnitude_{name}"
+        arrays[f"{wrapper}/kernel:0"] = wanted[f"{name}.weight"].T
+        arrays[f"{wrapper}/bias:0"] = wanted[f"{name}.bias"]
+        arrays[f"{wrapper}/mask:0"] = masks[f"{name}.weight"].T.astype("float32")
+    for ticket in (
+        lt.from_checkpoint(model, tmp_path / "n.weights.h5"),
+        lt.from_tfmot(model, arrays),
+    ):
+        assert ticket.masks == masks
+        for name, array in ticket.weights().items():
+            assert np.array_equal(array, wanted[name])
+        after = {v.path: v.value.detach().numpy().tobytes() for v in model.variables}
+        assert after == before
+
+
+def test_an_optimizer_of_torch_may_drop_its_gradients(torch):
+    class Forgetful(torch.optim.Optimizer):
+        def step(self, closure=None):
+            with torch.no_grad():
+                for param in self.param_groups[0]["params"]:
+                    param.sub_(0.1 * (param.grad + 1))
+                    param.grad = None
+
+    model = mlp()
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    watch = BACKEND.watch(model, BACKEND.describe(model), [2])
+    train(model, Forgetful(model.parameters(), {}), 3)
+    assert_held(model, masks)
+    assert watch.steps == 3
+    assert set(watch.snapshots) == {2}
+    watch.stop()
+    hold.release()
+
+
+def test_pruned_weights_do_not_move_between_closures(torch):
+    model = mlp()
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=6, line_search_fn="strong_wolfe")
+    calls = []
+
+    def closure():
+        assert_held(model, masks)
+        calls.append(None)
+        optimizer.zero_grad()
+        loss = ((model(X) - torch.from_numpy(Y)) ** 2).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert len(calls) > 3
+    hold.release()
+
+
+def test_a_norm_that_the_user_clips_to_has_no_pruned_entries(torch):
+    model, free = mlp(), mlp()
+    hold = lt.hold(model, half(model))
+    lt.hold(model, half(model), existing="tighten")
+    BACKEND.write(free, BACKEND.describe(free), weights(model))
+    wanted = 0.0
+    for one in (model, free):
+        ((one(X) - torch.from_numpy(Y)) ** 2).mean().backward()
+    kept = [half(model)[f"{name}.weight"].T for name in ("dense", "dense_1")]
+    for layer, mask in zip(free.layers, kept, strict=True):
+        gradient = layer.kernel.value.grad.numpy()
+        assert gradient[~mask].any()
+        wanted += (gradient[mask] ** 2).sum() + (layer.bias.value.grad.numpy() ** 2).sum()
+    found = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    np.testing.assert_allclose(float(found), wanted**0.5, rtol=1e-5)
+
+    hold.release()
+    model.zero_grad()
+    ((model(X) - torch.from_numpy(Y)) ** 2).mean().backward()
+    for layer, twin in zip(model.layers, free.layers, strict=True):
+        np.testing.assert_allclose(layer.kernel.value.grad, twin.kernel.value.grad, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")  # about a leak
+def test_a_user_may_differentiate_through_a_held_gradient(torch):
+    model = mlp()
+    hold = lt.hold(model, half(model))
+    (model(X) ** 2).mean().backward(create_graph=True)
+    kernel = model.layers[1].kernel.value
+    assert not kernel.grad.detach().numpy()[~half(model)["dense_1.weight"].T].any()
+    (second,) = torch.autograd.grad(kernel.grad.sum(), model.layers[0].kernel.value)
+    assert second.any()
+    for param in model.parameters():
+        param.grad = None  # its graph leads to the parameter
+    hold.release()

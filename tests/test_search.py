@@ -416,6 +416,7 @@ class Buffered(Fixed):
         return super().forward(x)
 
 
+@pytest.mark.filterwarnings("ignore:no probe:UserWarning")  # it takes one batch size only
 def test_infinite_and_unsaved_buffers(tmp_path):
     loop, counts = Loop(), []
 

@@ -1,6 +1,7 @@
 """The torch backend keeps every promise of the conformance suite, and some of its own."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils import prune as torch_prune  # noqa: E402
 import ltcore as lt  # noqa: E402
 from ltcore.errors import (  # noqa: E402
     CapabilityError,
+    InvalidValueError,
     ModelError,
     ModelNotBuiltError,
     NothingPrunableError,
@@ -50,6 +52,9 @@ BUILDERS = {
         nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)),
     "flatten_norm": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.Flatten(), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 2)),
+    "image": lambda: nn.Sequential(
+        nn.Linear(5, 18), nn.BatchNorm1d(18), nn.ReLU(), nn.Unflatten(1, (3, 3, 2)),
+        nn.Conv2d(3, 2, 2)),
     "shared": lambda: (lambda f: nn.Sequential(f, nn.ReLU(), f, nn.ReLU(), nn.Linear(5, 2)))(
         nn.Linear(5, 5)),
 }  # fmt: skip
@@ -186,7 +191,8 @@ def test_nested_modules_and_data_flow():
     sites = {site.name: site for site in structure.sites}
     assert list(sites) == ["branches", "block.a", "block.b", "head"]
     assert sites["branches"].kind == "raw"
-    assert sites["head"].preds == ("block.a", "block.b")
+    assert sites["branches"].preds == ("block.a", "block.b")
+    assert sites["head"].preds == ("branches",)
     assert sites["head"].in_group == (("C", 2), ("S0", 4), ("S1", 4))
     assert [site.is_output for site in structure.sites] == [False, False, False, True]
     assert "no portable layout" in structure.why_not_portable()
@@ -324,12 +330,236 @@ def test_redraw_needs_every_layer_to_know_its_initializer():
         detect(model).redraw(model, describe(model), 0)
 
 
-def test_storage_shared_without_sharing_the_parameter_is_one_parameter():
+class Scaled(nn.Linear):
+    """Has a parameter that its reset_parameters knows nothing of."""
+
+    def __init__(self):
+        super().__init__(4, 6)
+        self.scale = nn.Parameter(torch.ones(6))
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (Scaled, "0.scale"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(4, 6)), "0.weight_orig"),
+    ],
+)
+def test_redraw_never_hands_back_what_no_layer_draws(make, left):
+    model = nn.Sequential(make(), nn.Linear(6, 2))
+    backend, structure = detect(model), describe(model)
+    with pytest.raises(CapabilityError, match=rf"'{left}'.*not drawn anew"):
+        backend.redraw(model, structure, 0)
+    before = model[1].weight.detach().clone()
+    fresh = backend.redraw(model, structure, 0, ["1.weight"])  # nobody asks for the other
+    assert np.isfinite(fresh["1.weight"]).all()
+    assert (fresh["1.weight"] != before.numpy()).any()
+    assert torch.equal(model[1].weight, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_redraw_of_a_model_with_tensors_that_have_a_history():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 2))
+    fresh = detect(model).redraw(model, describe(model), 0, ["1.weight"])
+    assert np.isfinite(fresh["1.weight"]).all()
+
+
+def test_parameters_that_share_memory_alone_are_refused():
     model = mlp()
     model.twin = nn.Linear(4, 6)
     model.twin.weight.data = model[0].weight.data
+    with pytest.raises(ModelError, match=r"'0\.weight' and 'twin\.weight' share memory.*make them"):
+        describe(model)
+    model.twin.weight = model[0].weight
     _, role = describe(model).by_name["0.weight"]
     assert role.aliases == ("twin.weight",)
+
+
+def test_an_array_of_another_shape_is_refused_before_anything_is_written():
+    model = mlp()
+    backend, structure = detect(model), describe(model)
+    params = {name: array + 1 for name, array in backend.read(model, structure).items()}
+    params["2.weight"] = params["2.weight"].T.copy()  # as many entries
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        InvalidValueError, match=r"'2\.weight' has canonical shape \(2, 6\); .*\(6, 2\) was given"
+    ):
+        backend.write(model, structure, params)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_names_that_become_one_are_numbered():
+    model = nn.ParameterDict({"a/b": torch.zeros(2), "a_b": torch.ones(3), "a:b": torch.ones(4)})
+    found = {name: (role.native, role.shape) for name, _, role in describe(model).items()}
+    assert sorted(found.values()) == [("a/b", (2,)), ("a:b", (4,)), ("a_b", (3,))]
+
+
+def test_a_lazy_buffer_needs_an_example():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LazyBatchNorm1d(affine=False))
+    with pytest.raises(ModelNotBuiltError, match=r"buffer '1\.running_mean' has no values yet"):
+        describe(model)
+    assert "1.running_mean" in describe(model, torch.ones(4, 3)).by_name
+
+
+def test_a_buffer_of_the_user_may_be_called_a_mask():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.register_buffer("weight_mask", torch.ones(4, 4).tril())
+
+    assert lt.prune(nn.Sequential(Masked()), sparsity=0.5, prunable=["0.weight"]).masks.total == 16
+
+
+class Noisy(nn.Module):
+    """Draws random numbers and keeps books in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach()
+        return self.fc(x + torch.randn_like(x)) + self.calls
+
+
+def gradients(model, batches):
+    return detect(model).gradients(model, describe(model), batches, nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model: describe(model, torch.ones(2, 4)),
+        lambda model: detect(model).forward(model, describe(model), [np.ones((2, 4), np.float32)]),
+        lambda model: gradients(model, [(torch.ones(2, 4), torch.ones(2, 2))]),
+    ],
+    ids=["describe", "forward", "gradients"],
+)
+def test_forwards_of_our_own_leave_no_traces(run):
+    model = Noisy()
+    state = torch.get_rng_state()
+    run(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.calls == 0
+    assert model.last is None
+    assert model.training
+
+
+def test_outputs_that_are_buffers_are_read_before_they_are_restored():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.fc(x), self.calls
+
+    model = Counter()
+    _, calls = detect(model).forward(model, describe(model), [np.ones((2, 4), np.float32)])
+    assert calls.tolist() == [1, 1]
+
+
+def test_gradients_need_batches_and_no_grad_mode_of_the_user():
+    model = mlp()
+    with pytest.raises(InvalidValueError, match="batches is empty; expected pairs"):
+        gradients(model, iter(()))
+    batches = [(torch.ones(2, 4), torch.ones(2, 2))]
+    expected = gradients(model, batches)
+    with torch.no_grad():
+        found = gradients(model, batches)
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_a_call_from_another_thread_is_no_part_of_the_trace():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            early = self.a(x)
+            late = self.b(early)
+            other = threading.Thread(target=lambda: calls.append(self.c(early)))
+            other.start()
+            other.join()
+            return self.c(late)
+
+    calls = []
+    structure = describe(Net(), torch.ones(2, 4))
+    assert calls, "no other thread called"
+    assert structure.by_name["c.weight"][0].preds == ("b",)
+
+
+# Counting updates.
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer around another, as SAM is one too."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, {})
+        self.base = base
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+def update(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def test_an_update_of_an_optimizer_around_another_counts_once():
+    model = mlp()
+    watch = detect(model).watch(model, describe(model), [1, 2, 3])
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    states = []
+    for _ in range(3):
+        update(model, optimizer)
+        states.append(model[0].weight.detach().clone().numpy())
+    assert watch.steps == 3
+    assert all(np.array_equal(watch.snapshots[n + 1]["0.weight"], w) for n, w in enumerate(states))
+
+
+def test_updates_count_after_one_that_raised():
+    model = mlp()
+    watch = detect(model).watch(model, describe(model), [])
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    update(model, optimizer)
+    assert watch.steps == 1
+
+
+def test_updates_made_in_the_step_of_a_stranger_count():
+    model, outer = mlp(), nn.Linear(2, 2)
+    watch = detect(model).watch(model, describe(model), [])
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure():
+        update(model, inner)
+        return outer(torch.ones(1, 2)).sum()
+
+    torch.optim.SGD(outer.parameters(), lr=0.1).step(closure)
+    assert watch.steps == 1
+
+
+def test_updates_count_on_when_the_first_layer_is_replaced():
+    model = mlp()
+    watch = detect(model).watch(model, describe(model), [])
+    update(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    old = model[0]
+    model[0] = nn.Sequential(nn.Linear(4, 6))  # no parameter is called 0.weight now
+    update(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert watch.steps == 2
+    assert old.weight is not None  # it lives on, and counts no more
 
 
 def test_channels_last_memory_reads_and_writes_the_same_values():

@@ -358,6 +358,16 @@ def test_frozen_parameters_can_be_held_and_thawed():
     assert_held(model, hold)
 
 
+def test_gradients_of_a_weight_thawed_after_the_hold_are_masked_from_the_first_backward_on():
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    hold = lt.prune(model, sparsity=0.5)
+    model[0].weight.requires_grad_(True)
+    loss_of(model, *data()).backward()
+    assert not model[0].weight.grad.numpy()[~hold.masks["0.weight"]].any()
+    assert model[0].weight.grad.any()
+
+
 @pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 def test_double_backward_through_a_held_gradient():
     model = mlp()

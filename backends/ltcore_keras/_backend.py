@@ -1,14 +1,17 @@
 """The Keras backend: each method is a few calls of Keras plus names and axes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
-from ltcore.arrays import Array, Params
-from ltcore.errors import ModelNotBuiltError
+from ltcore.arrays import Array, Params, own
+from ltcore.backend import Imported
+from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
 from ltcore_keras._inputs import (
@@ -18,9 +21,11 @@ from ltcore_keras._inputs import (
     native_input,
     packed,
 )
-from ltcore_keras._layouts import Layout, to_canonical, to_native
-from ltcore_keras._names import Slot, sites_of
+from ltcore_keras._layouts import to_numpy
+from ltcore_keras._names import sites_of
 from ltcore_keras._optimizers import fresh_optimizers
+from ltcore_keras._slots import Slot, to_canonical, whole_variables
+from ltcore_keras._tfmot import load_tfmot
 from ltcore_keras._trace import described
 from ltcore_keras._training import mean_gradients, redrawn
 from ltcore_keras._watch import KerasWatch
@@ -30,7 +35,9 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = ENGINE.capabilities
+    capabilities = ENGINE.capabilities | {"checkpoints"}
+    writes = WRITES
+    tools = frozenset({"tfmot"})
 
     @property
     def version(self) -> str:
@@ -59,18 +66,15 @@ class KerasBackend:
         ENGINE.settle(model)
         slots = sites_of(model)[1]
         wanted = list(slots if names is None else names)
-        return {name: to_canonical(slots[name].variable, slots[name].layout) for name in wanted}
+        return {name: to_canonical(slots[name].variable, slots[name]) for name in wanted}
 
     def write(self, model: Any, structure: Structure, params: Params) -> None:
         """Write ``params`` in place."""
         ENGINE.settle(model)
         slots = sites_of(model)[1]
-        native = {
-            name: to_native(array, slots[name].layout, tuple(slots[name].variable.shape), name)
-            for name, array in params.items()
-        }
-        for name, array in native.items():  # after all shapes were checked
-            ENGINE.assign(slots[name].variable, array)
+        native = whole_variables(params, slots, lambda variable: own(to_numpy(variable)))
+        for variable, array in native:  # after all shapes were checked
+            ENGINE.assign(variable, array)
 
     def hold(self, model: Any, structure: Structure, masks: Masks) -> KerasHold:
         """Keep pruned weights at zero."""
@@ -79,10 +83,9 @@ class KerasBackend:
     def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> KerasWatch:
         """Count updates and take snapshots."""
         slots = sites_of(model)[1]
-        layouts = _layouts(slots)
 
         def read(variables: Mapping[str, Any]) -> dict[str, Array]:
-            return _canonical(variables, layouts)
+            return _canonical(variables, slots)
 
         return KerasWatch(model, slots, read, steps, example_of(structure, model))
 
@@ -96,10 +99,12 @@ class KerasBackend:
     def set_mode(self, model: Any, mode: None) -> None:
         """Nothing to set."""
 
-    def redraw(self, model: Any, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: Any, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializers."""
         slots = sites_of(model)[1]
-        return _canonical(redrawn(slots, seed), _layouts(slots))
+        return _canonical(redrawn(slots, seed, slots if names is None else names), slots)
 
     def forward(
         self, model: Any, structure: Structure, inputs: Sequence[Array]
@@ -124,13 +129,32 @@ class KerasBackend:
         ENGINE.settle(model)
         slots = sites_of(model)[1]
         trained = {n: slots[n].variable for n, _, role in structure.items() if not role.state}
-        found = mean_gradients(model, trained, batches, loss)
-        return _canonical(found, _layouts(slots))
+        # Several parameters may be parts of one variable.
+        once = {str(id(variable)): variable for variable in trained.values()}
+        found = mean_gradients(model, once, batches, loss)
+        return _canonical({n: found[str(id(v))] for n, v in trained.items()}, slots)
+
+    def load_checkpoint(
+        self, model: Any, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file, or arrays by name, have for ``model``."""
+        return load_checkpoint(model, source, lambda: self.read(model, structure))
+
+    def load_foreign(
+        self, model: Any, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a model of TensorFlow Model Optimization has for ``model``."""
+        mapping = options.get("mapping", {})
+        return load_tfmot(model, source, mapping, lambda: self.read(model, structure))
+
+    def unpruned(self, model: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Keras holds no masks itself."""
+        raise CapabilityError("Keras has no pruning of its own")
+
+    def save_checkpoint(self, model: Any, path: Path) -> None:
+        """Write the weights, or the whole model."""
+        save_checkpoint(model, path)
 
 
-def _layouts(slots: Mapping[str, Slot]) -> dict[str, Layout]:
-    return {name: slot.layout for name, slot in slots.items()}
-
-
-def _canonical(tensors: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[str, Array]:
-    return {name: to_canonical(tensor, layouts[name]) for name, tensor in tensors.items()}
+def _canonical(tensors: Mapping[str, Any], slots: Mapping[str, Slot]) -> dict[str, Array]:
+    return {name: to_canonical(tensor, slots[name]) for name, tensor in tensors.items()}

@@ -65,8 +65,8 @@ class Engine:
     # values
 
     def as_numpy(self, tensor: Any) -> Array:
-        """Return the values of a tensor or variable."""
-        return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
+        """Return a copy of the values of a tensor or variable."""
+        return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``."""
@@ -91,6 +91,13 @@ class Engine:
     def zero(self, mask: Any, variable: Any) -> None:
         """Write +0.0 into ``variable``, one of Keras's, where ``mask`` prunes."""
         variable.assign(self.where_kept(mask, variable))
+
+    def on_gradient(self, variable: Any, mask: Any) -> "Ears | None":
+        """Have every gradient of ``variable`` masked as it comes, before anybody sees it.
+
+        None where gradients reach nobody but an optimizer of Keras, or ``variable`` gets none.
+        """
+        return None
 
     def settle(self, model: Any) -> None:
         """Have the variables of ``model`` hold its weights, also in the middle of ``fit``."""

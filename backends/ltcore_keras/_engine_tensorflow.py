@@ -38,7 +38,7 @@ class TensorFlow(Engine):
         return [tf.convert_to_tensor(gradient) for gradient in found]
 
     def as_numpy(self, tensor: Any) -> Array:
-        """Return the values; Keras's own conversion makes numpy 2 warn."""
+        """Return a copy of the values; Keras's own conversion makes numpy 2 warn."""
         array: Array = keras.ops.convert_to_tensor(tensor).numpy()
         return array
 

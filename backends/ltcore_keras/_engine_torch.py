@@ -68,10 +68,10 @@ class Torch(Engine):
         ]
 
     def as_numpy(self, tensor: Any) -> Array:
-        """Return the values, bfloat16 as float32; Keras's own conversion makes numpy 2 warn."""
+        """Return a copy of the values, bfloat16 as float32; Keras's own way makes numpy 2 warn."""
         value = keras.ops.convert_to_tensor(tensor).detach().cpu()
         array: Array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-        return array
+        return array.copy()  # that of a tensor on the CPU is its memory
 
     def mask(self, array: Array) -> BitMask:
         """Return a bit pattern."""
@@ -93,6 +93,25 @@ class Torch(Engine):
         """Zero in place."""
         _zero(variable._value, mask)
 
+    def on_gradient(self, variable: Any, mask: BitMask) -> Ears | None:
+        """Return a hook on the parameter: the user may clip ``.grad``, or step in a closure."""
+        if not variable.value.requires_grad:
+            return None
+
+        def masked(param: Any) -> None:
+            gradient = param.grad
+            if gradient is None:
+                return
+            if gradient.requires_grad:  # the user differentiates through it
+                param.grad = torch.where(mask.bits(gradient) != 0, gradient, 0)
+            elif gradient.layout is torch.strided:
+                _zero(gradient, mask)
+            else:
+                param.grad = self.where_kept(mask, gradient)
+
+        ears: Ears = variable.value.register_post_accumulate_grad_hook(masked)
+        return ears
+
     def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
         """Return hooks around each step of any optimizer of torch."""
 
@@ -106,12 +125,12 @@ class Torch(Engine):
                     param.grad = gradient
 
         def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-            touched = [param for param in _params(optimizer) if param.grad is not None]
+            params = _params(optimizer)  # their gradients may be gone by now
             listeners = live()
             for listener in listeners:
-                listener.after_update(optimizer, touched)
+                listener.after_update(optimizer, params)
             for listener in listeners:
-                listener.finished(optimizer, touched)
+                listener.finished(optimizer, params, params)
 
         return [
             register_optimizer_step_pre_hook(before),

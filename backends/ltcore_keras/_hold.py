@@ -12,7 +12,7 @@ masks are constants of a step, and every step is traced anew when they change.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from ltcore.arrays import Array
 from ltcore.errors import HoldError
 from ltcore.masks import Masks
 from ltcore_keras._engine import ENGINE
-from ltcore_keras._layouts import to_native
-from ltcore_keras._names import Slot, sites_of
+from ltcore_keras._engine_any import Ears
+from ltcore_keras._names import sites_of
 from ltcore_keras._optimizers import clear_slots, note_seen, optimizers_of, parts
+from ltcore_keras._slots import whole_variables
 from ltcore_keras._updates import Listener, listen, unlisten, unlisten_with
 
 
@@ -32,6 +33,7 @@ class HeldVariable:
 
     def __init__(self, variable: Any, mask: Array) -> None:
         self._variable = weakref.ref(variable)
+        self._ears: Ears | None = None
         self.mask = ENGINE.mask(mask)
 
     def holds(self, variable: Any) -> bool:
@@ -43,7 +45,16 @@ class HeldVariable:
         """Zero what is pruned, unless the model has replaced the variable."""
         variable = self._variable()
         if variable is not None:
+            if self._ears is None:
+                self._ears = ENGINE.on_gradient(variable, self.mask)
             ENGINE.zero(self.mask, variable)
+
+    def open(self) -> None:
+        """Keep all from now on."""
+        if self._ears is not None:
+            self._ears.remove()
+            self._ears = None
+        ENGINE.assign(self.mask, np.ones(self.mask.shape, bool))
 
 
 class Keeper(Listener):
@@ -56,13 +67,12 @@ class Keeper(Listener):
         self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
-    def hold(self, masks: Mapping[str, Array], slots: Mapping[str, Slot]) -> None:
-        """Hold native ``masks`` of the variables in ``slots`` from now on, and nothing else."""
+    def hold(self, masks: Iterable[tuple[Any, Array]]) -> None:
+        """Hold pairs of a variable and its native mask from now on, and nothing else."""
         model = self._model()
         ENGINE.settle(model)
         self._open()
-        for name, mask in masks.items():
-            variable = slots[name].variable
+        for variable, mask in masks:
             held = self._known.get(id(variable))
             if held is None or not held.holds(variable):
                 held = HeldVariable(variable, mask)
@@ -139,11 +149,18 @@ class Keeper(Listener):
     def _open(self) -> None:
         """Let every mask keep all, for functions that were traced under it."""
         for held in self._each():
-            ENGINE.assign(held.mask, np.ones(held.mask.shape, bool))
+            held.open()
         self._held.clear()
 
 
 _keepers: MutableMapping[Any, Keeper] = weakref.WeakKeyDictionary()
+
+
+def keeper_of(model: Any) -> Keeper:
+    """Return the keeper of ``model``."""
+    if model not in _keepers:
+        _keepers[model] = Keeper(model)
+    return _keepers[model]
 
 
 class KerasHold:
@@ -152,7 +169,7 @@ class KerasHold:
     def __init__(self, model: Any, masks: Masks) -> None:
         ENGINE.check_trains(model)
         self._model = weakref.ref(model)
-        self._keeper = _keepers.setdefault(model, Keeper(model))
+        self._keeper = keeper_of(model)
         self.update(masks)
 
     def update(self, masks: Masks) -> None:
@@ -160,8 +177,7 @@ class KerasHold:
         model = self._model()
         if model is None:
             raise HoldError("the held model no longer exists")
-        slots = sites_of(model)[1]
-        self._keeper.hold({n: native_mask(n, mask, slots[n]) for n, mask in masks.items()}, slots)
+        self._keeper.hold(whole_variables(masks, sites_of(model)[1], _all_kept))
 
     def enforce(self) -> None:
         """Zero every pruned weight now."""
@@ -176,6 +192,6 @@ class KerasHold:
             self._keeper.release()
 
 
-def native_mask(name: str, mask: Array, slot: Slot) -> Array:
-    """Return a canonical mask in the axes of the variable."""
-    return to_native(mask, slot.layout, tuple(slot.variable.shape), name)
+def _all_kept(variable: Any) -> Array:
+    """Return the mask of a variable of which only parts are pruned."""
+    return np.ones(tuple(variable.shape), dtype=bool)

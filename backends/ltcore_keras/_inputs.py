@@ -1,15 +1,16 @@
 """What goes into a Keras model and comes out of it: shapes, axes, and their canonical order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from ltcore.arrays import Array
+from ltcore.axes import Labels, face_axes, spatial
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Labels, group_of, spatial
+from ltcore.tracing import Trace, is_line
 from ltcore_keras._engine import as_numpy
 from ltcore_keras._layouts import moved_channels, to_numpy
 from ltcore_keras._names import walk
@@ -17,7 +18,6 @@ from ltcore_keras._names import walk
 BATCH = 11
 """Examples in the symbolic batch: a number that is seldom a size of anything else."""
 
-_CONVOLUTIONS = ("conv", "depthwise", "conv_transpose")
 _OPEN_SIZE = {"S": 32, "T": 16}
 """What stands for a size that the model leaves open."""
 
@@ -32,7 +32,7 @@ class Entry:
 
     shape: tuple[int, ...]
     dtype: str
-    labels: Labels
+    names: tuple[str, ...]
 
 
 def channels_last(model: Any) -> bool:
@@ -49,15 +49,14 @@ def entries(model: Any, sites: Sequence[Site], example: Any) -> list[Entry]:
         UntraceableError: neither an example nor the model itself says what they are.
     """
     last = channels_last(model)
-    one_dimensional = any(s.kind in _CONVOLUTIONS and len(s.roles[0].shape) == 3 for s in sites)
     found = []
     for shape, dtype in _declared(model, sites, example):
-        labels = _labels(len(shape), dtype, one_dimensional=one_dimensional, last=last)
+        names = _names(len(shape), dtype, one_dimensional=is_line(sites, 0), last=last)
         sizes = [
-            size or _OPEN_SIZE.get(str(label)[0], 1)
-            for size, label in zip(shape[1:], labels[1:], strict=True)
+            size or _OPEN_SIZE.get(name[0], 1)
+            for size, name in zip(shape[1:], names[1:], strict=True)
         ]
-        found.append(Entry((shape[0] or BATCH, *sizes), dtype, labels))
+        found.append(Entry((shape[0] or BATCH, *sizes), dtype, names))
     return found
 
 
@@ -92,7 +91,7 @@ def _dtype(leaf: Any) -> str:
     return name if "int" in name and len(leaf.shape) < 3 else "float32"
 
 
-def _labels(rank: int, dtype: str, *, one_dimensional: bool, last: bool) -> Labels:
+def _names(rank: int, dtype: str, *, one_dimensional: bool, last: bool) -> tuple[str, ...]:
     if rank >= 4 or (rank == 3 and one_dimensional):
         space = spatial(rank - 2)
         return ("N", *space, "C") if last else ("N", "C", *space)
@@ -108,21 +107,51 @@ def packed(model: Any, parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else list(parts)
 
 
-def interface(shape: Sequence[int], dtype: str, labels: Labels, *, last: bool) -> Interface:
-    """Return an input or output in canonical axes.
+def input_face(
+    entry: Entry, index: int, trace: Trace, sites: Sequence[Site], *, last: bool
+) -> Interface:
+    """Return input ``index`` in canonical axes.
 
     Raises:
         UntraceableError: its axes have no canonical order.
     """
-    groups = [group_of(label) for label in labels if not isinstance(label, str)]
-    if any(groups):
+    if trace.out_group(f"@{index}") is not None:
+        raise UntraceableError(
+            f"the features of input {index} become channels and space, in an order that is the "
+            "framework's own"
+        )
+    vocabulary = trace.vocabulary(index, sites)
+    if vocabulary is None and "int" not in entry.dtype:
+        return _face(entry.shape, entry.dtype, entry.names, last=last)
+    # Many declare tokens as floats, which their embedding casts.
+    dtype = entry.dtype if "int" in entry.dtype else "int32"
+    names = ("N", *("T",) * (len(entry.names) - 1))
+    return replace(_face(entry.shape, dtype, names, last=last), vocabulary=vocabulary or 2)
+
+
+def output_face(
+    shape: Sequence[int], labels: Labels, trace: Trace, sites: Sequence[Site], *, last: bool
+) -> Interface:
+    """Return an output in canonical axes.
+
+    Raises:
+        UntraceableError: its axes have no canonical order.
+    """
+    if None in shape:
+        raise UntraceableError("the size of an output of the model depends on values")
+    if len(labels) > 3 or (len(labels) == 3 and is_line(sites, -1)):
+        labels = trace.as_image(labels, -1 if last else 1)
+    if any(trace.group_of(axis) is not None for axis in labels if face_axes((axis,)) != ("?",)):
         raise UntraceableError("an output of the model has channels and space in one axis")
-    axes = tuple(label if isinstance(label, str) else "F" for label in labels)
+    return _face(shape, "float32", face_axes(labels), last=last)
+
+
+def _face(shape: Sequence[int], dtype: str, axes: tuple[str, ...], *, last: bool) -> Interface:
     sizes = (0, *shape[1:])
     if len(axes) > 2 and axes[1:] == (*spatial(len(axes) - 2), "C") and last:
         return Interface(("N", "C", *axes[1:-1]), (0, sizes[-1], *sizes[1:-1]), dtype)
     if len(axes) > 2 and "C" in axes and (last or axes[1] != "C"):
-        raise UntraceableError(f"an output of the model has its axes in the unusual order {axes}")
+        raise UntraceableError(f"a face of the model has its axes in the unusual order {axes}")
     return Interface(axes, sizes, dtype)
 
 

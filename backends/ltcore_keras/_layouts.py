@@ -1,13 +1,13 @@
 """Keras axes to canonical axes and back, for weights and masks alike."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
 
-from ltcore.arrays import Array, own
-from ltcore.errors import InvalidValueError
+from ltcore.arrays import Array
 from ltcore_keras._engine import as_numpy
 
 Shape: TypeAlias = tuple[int, ...]
@@ -56,11 +56,33 @@ def _channels_to_back(array: Array, _shape: Shape) -> Array:
     return np.moveaxis(array, 0, -1)
 
 
+def _swapped_gates(array: Array) -> Array:
+    # a GRU's blocks along axis 0: z, r, h <-> r, z, n
+    return array.reshape(3, -1, *array.shape[1:])[[1, 0, 2]].reshape(array.shape)
+
+
+def permuted(axes: Sequence[int], rows: int) -> Layout:
+    """Return the layout of a kernel whose ``axes``, so many first ones its rows, make a matrix."""
+
+    def to_native(array: Array, shape: Shape) -> Array:
+        return array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+
+    def to_canonical(array: Array) -> Array:
+        moved = array.transpose(axes)
+        return moved.reshape(math.prod(moved.shape[:rows]), -1)
+
+    return Layout(to_canonical, to_native)
+
+
 PLAIN = Layout(lambda array: array, lambda array, _shape: array)
+FLAT = Layout(lambda array: array.reshape(-1), lambda array, shape: array.reshape(shape))
 DENSE = Layout(lambda array: array.T, lambda array, _shape: array.T)  # (in, out) <-> (out, in)
 KERNEL = Layout(_kernel_to_canonical, _kernel_to_native)
 DEPTHWISE = Layout(_depthwise_to_canonical, _depthwise_to_native)
 CHANNELS_LAST = Layout(_channels_to_front, _channels_to_back)
+GRU_GATES = Layout(
+    lambda array: _swapped_gates(array.T), lambda array, _shape: _swapped_gates(array).T
+)
 
 
 def canonical_shape(layout: Layout, shape: Shape) -> Shape:
@@ -74,25 +96,6 @@ def to_numpy(tensor: Any) -> Array:
     if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
         return array.astype(np.float32)
     return array
-
-
-def to_canonical(tensor: Any, layout: Layout) -> Array:
-    """Return an owned, C-contiguous copy in canonical axes."""
-    return own(layout.to_canonical(to_numpy(tensor)))
-
-
-def to_native(array: Array, layout: Layout, shape: Shape, name: str) -> Array:
-    """Return ``array`` in the axes of a variable of native ``shape``.
-
-    Raises:
-        InvalidValueError: it has another canonical shape; names the parameter and both shapes.
-    """
-    expected = canonical_shape(layout, shape)
-    if array.shape != expected:
-        raise InvalidValueError(
-            f"{name!r} has canonical shape {expected}; an array of shape {array.shape} was given"
-        )
-    return np.ascontiguousarray(layout.to_native(array, shape)).reshape(shape)
 
 
 def moved_channels(array: Array, *, first: bool) -> Array:

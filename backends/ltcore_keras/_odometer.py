@@ -90,9 +90,9 @@ class Odometer(Listener):
             note_seen(model, optimizer)
         return gradients
 
-    def finished(self, optimizer: Any, variables: list[Any]) -> None:
+    def finished(self, optimizer: Any, owned: list[Any], variables: list[Any]) -> None:
         """Count an update of this model, once also where several optimizers share it."""
-        if self._counts(variables):
+        if self._first(variables) is not None and self._counts(owned):
             self.passed(_is_update(optimizer))
 
     def _shots(self) -> Iterator[Any]:
@@ -109,13 +109,16 @@ class Odometer(Listener):
         weights = model.weights if model is not None else ()
         return next((v for v in weights if not given.isdisjoint(ENGINE.keys(v))), None)
 
-    def _counts(self, variables: list[Any]) -> bool:
-        """Whether this is an update of the variable that stands for the model: the first met."""
+    def _counts(self, owned: list[Any]) -> bool:
+        """Whether an optimizer owns the variable that stands for the model: the first met.
+
+        That variable may have no gradient in some updates, which count too.
+        """
         if self._reference is None:
-            first = self._first(variables)
+            first = self._first(owned)
             self._reference = weakref.ref(first) if first is not None else None
         reference = self._reference() if self._reference else None
-        given = {id(variable) for variable in variables}
+        given = {id(variable) for variable in owned}
         return reference is not None and not given.isdisjoint(ENGINE.keys(reference))
 
 

@@ -6,22 +6,30 @@ from typing import Any
 
 
 class Patch:
-    """A method of a class, replaced by ``around(original, self, ...)`` until removed."""
+    """A method of a class, replaced by ``around(original, self, ...)`` until removed.
+
+    Where somebody has put a method of theirs over ours, ours stays inside it when removed, and
+    does nothing more: the next patch goes on top, and a call must not come through two.
+    """
 
     def __init__(self, cls: type, name: str, around: Callable[..., Any]) -> None:
         self._cls, self._name = cls, name
         self._own = cls.__dict__.get(name)  # None where the class inherits it
+        self._removed = False
         original = getattr(cls, name)
 
         @functools.wraps(original)
         def method(*args: Any, **kwargs: Any) -> Any:
+            if self._removed:
+                return original(*args, **kwargs)
             return around(original, *args, **kwargs)
 
         self._ours = method
         setattr(cls, name, method)
 
     def remove(self) -> None:
-        """Put the original back, unless somebody has put a method of theirs over ours."""
+        """Put the original back, or fall through to it."""
+        self._removed = True
         if self._cls.__dict__.get(self._name) is not self._ours:
             return
         if self._own is None:

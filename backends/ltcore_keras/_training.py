@@ -4,12 +4,12 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
-from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore.errors import InvalidValueError
 from ltcore_keras._engine import ENGINE
-from ltcore_keras._names import Slot, kind_of
+from ltcore_keras._initial import drawn
+from ltcore_keras._slots import Slot
 
 
 def mean_gradients(
@@ -39,8 +39,8 @@ def _loss(model: Any, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
     return loss(model(inputs, training=False), targets)
 
 
-def redrawn(slots: Mapping[str, Slot], seed: int) -> dict[str, Any]:
-    """Return ``{name: native tensor}`` from every layer's own initializer.
+def redrawn(slots: Mapping[str, Slot], seed: int, names: Iterable[str]) -> dict[str, Any]:
+    """Return ``{name: native tensor}`` from every layer's own initializer; constants stay.
 
     An initializer draws the same numbers at each call, so each array gets its own seed. The
     global random state is neither read nor advanced.
@@ -49,44 +49,13 @@ def redrawn(slots: Mapping[str, Slot], seed: int) -> dict[str, Any]:
         CapabilityError: it is not known how an array is initialized; names it.
     """
     result = {}
+    wanted = set(names)
     for position, (name, slot) in enumerate(slots.items()):
-        initializer = _initializer(name, slot)
-        config = initializer.get_config()
-        if "seed" in config:
-            own = int(np.random.SeedSequence((seed, position)).generate_state(1)[0] >> 1)
-            initializer = type(initializer).from_config({**config, "seed": own})
-        result[name] = initializer(tuple(slot.variable.shape), dtype=slot.variable.dtype)
+        if name not in wanted:
+            continue
+        if slot.constant:
+            result[name] = slot.variable
+            continue
+        own = int(np.random.SeedSequence((seed, position)).generate_state(1)[0] >> 1)
+        result[name] = drawn(name, slot, own)
     return result
-
-
-def _initializer(name: str, slot: Slot) -> Any:
-    """Return the initializer of an array, from the layer's attribute of that name."""
-    own = slot.variable.name
-    # recurrent_kernel has a recurrent_initializer; DepthwiseConv2D calls that of its kernel so.
-    words = (own, own.removesuffix("_kernel"), "depthwise") if _is_kept_word(slot) else ()
-    found = (getattr(slot.layer, f"{one}_initializer", None) for one in words)
-    initializer = next((one for one in found if one is not None), None)
-    if isinstance(initializer, keras.initializers.Initializer) and (
-        _of_keras(initializer) or "seed" in initializer.get_config()
-    ):
-        return initializer
-    raise CapabilityError(
-        f"{name!r} (layer {slot.layer.name!r} of class {type(slot.layer).__name__}) does not say "
-        "how it is initialized; give its values yourself with a rewind policy of your own"
-    )
-
-
-def _is_kept_word(slot: Slot) -> bool:
-    """Whether the layer's attribute is all there is to know: a known kind, or one of Keras.
-
-    An LSTM's bias is not what ``bias_initializer`` says: its forget gate starts at one.
-    """
-    if kind_of(slot.layer) != "raw":
-        return True
-    if isinstance(slot.layer, keras.layers.LSTMCell) and slot.variable.name == "bias":
-        return not slot.layer.unit_forget_bias
-    return _of_keras(slot.layer)
-
-
-def _of_keras(thing: Any) -> bool:
-    return type(thing).__module__.partition(".")[0] == "keras"

@@ -38,8 +38,14 @@ class Listener:
     def after_update(self, optimizer: Any, variables: list[Any]) -> None:
         """Called after ``optimizer`` has changed ``variables``."""
 
-    def finished(self, optimizer: Any, variables: list[Any]) -> None:
-        """Called when everybody is done; once also where an optimizer is made of several."""
+    def finished(self, optimizer: Any, owned: list[Any], variables: list[Any]) -> None:
+        """Called when everybody is done; once also where an optimizer is made of several.
+
+        Args:
+            optimizer: made an update.
+            owned: all variables that it trains.
+            variables: those of them that the update was for, with a gradient or without.
+        """
 
     def run_begins(self, model: Any, values: Mapping[int, Any]) -> None:
         """Called before the steps of ``fit`` on JAX, with ``{id of the variable: array}``."""
@@ -140,7 +146,7 @@ def _heard(
         listener.after_update(optimizer, touched)
     if not getattr(_nested, "inside", False):
         for listener in listeners:
-            listener.finished(optimizer, touched)
+            listener.finished(optimizer, optimizer._trainable_variables, variables)
     return result
 
 
@@ -156,7 +162,6 @@ def _heard_once(
     finally:
         _nested.inside = False
     variables = list(optimizer._trainable_variables if given is None else given)
-    touched = [v for g, v in zip(gradients, variables, strict=False) if g is not None]
     for listener in _live():
-        listener.finished(optimizer, touched)
+        listener.finished(optimizer, optimizer._trainable_variables, variables)
     return result

@@ -7,8 +7,8 @@ from typing import Any
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError, HoldError
 from ltcore_keras._engine import ENGINE
-from ltcore_keras._names import Slot
 from ltcore_keras._odometer import Shot, odometer_of
+from ltcore_keras._slots import Slot
 
 
 class KerasWatch:

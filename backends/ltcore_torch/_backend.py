@@ -1,20 +1,34 @@
 """The PyTorch backend: each method is a few calls of torch plus names."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ltcore.arrays import Array, Params
+from ltcore.backend import Imported
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
 from ltcore_torch._hold import TorchHold, suspended
-from ltcore_torch._layouts import as_inputs, tensors_in, to_numpy, write_into
-from ltcore_torch._names import Slot, sites_of, unwrap
-from ltcore_torch._trace import traced
-from ltcore_torch._training import eval_mode, inference, mean_gradients, redrawn
+from ltcore_torch._inference import inference
+from ltcore_torch._layouts import (
+    as_inputs,
+    check_shape,
+    read_array,
+    tensors_in,
+    to_numpy,
+    write_into,
+)
+from ltcore_torch._names import inventory, unwrap
+from ltcore_torch._open_lth import load_open_lth
+from ltcore_torch._slots import Slot
+from ltcore_torch._statedict import imported, tensors_of
+from ltcore_torch._trace import run_once, traced
+from ltcore_torch._training import mean_gradients, redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
@@ -22,7 +36,9 @@ class TorchBackend:
     """Drives `torch.nn.Module`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "torch"
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "checkpoints"})
+    writes = WRITES
+    tools = frozenset({"pruned", "open_lth"})
 
     @property
     def version(self) -> str:
@@ -37,15 +53,14 @@ class TorchBackend:
         """Return the module's sites; with ``example``, also how data flows."""
         root = unwrap(model)
         if example is None:
-            return Structure(sites_of(root)[0], untraced="no example input was given")
+            return Structure(inventory(root).sites, untraced="no example input was given")
         inputs = as_inputs(example, _device(root))
         try:
-            sites, _ = sites_of(root)
+            found = inventory(root)
         except ModelNotBuiltError:
-            with inference(root):
-                root(*inputs)  # lazy layers take their shapes from the example
-            sites, _ = sites_of(root)
-        return traced(root, sites, inputs)
+            run_once(root, inputs)  # lazy layers take their shapes from the example
+            found = inventory(root)
+        return traced(root, found, inputs)
 
     def read(
         self, model: nn.Module, structure: Structure, names: Iterable[str] | None = None
@@ -53,11 +68,13 @@ class TorchBackend:
         """Return owned copies in canonical layout."""
         slots = _slots(model)
         wanted = list(slots if names is None else names)
-        return {name: to_numpy(slots[name].tensor) for name in wanted}
+        return {name: read_array(slots[name].tensor, name) for name in wanted}
 
     def write(self, model: nn.Module, structure: Structure, params: Params) -> None:
-        """Write ``params`` in place."""
+        """Write ``params`` in place, all or none."""
         slots = _slots(model)
+        for name, array in params.items():
+            check_shape(slots[name].tensor, array, name)
         for name, array in params.items():
             write_into(slots[name].tensor, array)
 
@@ -82,9 +99,14 @@ class TorchBackend:
         for module, training in zip(unwrap(model).modules(), mode, strict=True):
             module.training = training
 
-    def redraw(self, model: nn.Module, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: nn.Module, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's ``reset_parameters``."""
-        return self.read(redrawn(unwrap(model), seed), structure)
+        slots = _slots(model)
+        wanted = list(slots if names is None else names)
+        fresh = redrawn(unwrap(model), seed, {name: slots[name] for name in wanted})
+        return self.read(fresh, structure, wanted)
 
     def forward(
         self, model: nn.Module, structure: Structure, inputs: Sequence[Array]
@@ -95,7 +117,7 @@ class TorchBackend:
         given = as_inputs(list(inputs), like.device)
         with inference(root), suspended():
             result = root(*(x.to(like.dtype) if x.is_floating_point() else x for x in given))
-        return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
+            return tuple(to_numpy(tensor.float()) for tensor in tensors_in(result))
 
     def gradients(
         self,
@@ -107,13 +129,38 @@ class TorchBackend:
         """Return mean gradients of all trained parameters, in eval mode."""
         slots = _slots(model)
         trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        with eval_mode(unwrap(model)):
-            found = mean_gradients(model, trained, batches, loss)
+        found = mean_gradients(model, trained, batches, loss)
         return {name: to_numpy(gradient) for name, gradient in found.items()}
+
+    def load_checkpoint(
+        self, model: nn.Module, structure: Structure, source: Path | Mapping[str, Any]
+    ) -> Imported:
+        """Return what a file or a state dict has for ``model``."""
+        story = {"format": "checkpoint"}
+        if isinstance(source, Path):
+            story["file"] = source.name
+            source = loaded(source)
+        state = tensors_of(source, story.get("file", "what was given"))
+        return imported(model, state, lambda copy: self.read(copy, structure), story)
+
+    def load_foreign(
+        self, model: nn.Module, structure: Structure, tool: str, source: Any, **options: Any
+    ) -> Imported:
+        """Return what a folder of open_lth has for ``model``."""
+        weights: str | None = options.get("weights")
+        return load_open_lth(model, source, weights, lambda copy: self.read(copy, structure))
+
+    def unpruned(self, model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Return a copy without ``torch.nn.utils.prune``, and the state dict with it."""
+        return unpruned(model)
+
+    def save_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Write the state dict."""
+        save_checkpoint(model, path)
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
-    return sites_of(unwrap(model))[1]
+    return inventory(unwrap(model)).slots
 
 
 def _device(model: nn.Module) -> torch.device:

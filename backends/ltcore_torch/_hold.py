@@ -8,11 +8,13 @@ the module but a forward hook, which checks for weights that were loaded or repl
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -21,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
 from ltcore.masks import Masks
-from ltcore_torch._names import Slot
+from ltcore_torch._slots import Slot
 from ltcore_torch._steps import listen, unlisten
 
 _suspended: ContextVar[bool] = ContextVar("suspended", default=False)
@@ -40,28 +42,36 @@ def suspended() -> Iterator[None]:
 
 
 class HeldTensor:
-    """One parameter under a mask."""
+    """One parameter under a mask, or under several that prune parts of it."""
 
-    def __init__(self, slot: Slot, mask: Array) -> None:
+    def __init__(self, slot: Slot) -> None:
         self._module = weakref.ref(slot.module)
         self._attribute = slot.attribute
         self._hook: RemovableHandle | None = None
-        self._seen: weakref.ref[torch.Tensor] = weakref.ref(slot.tensor)
+        self._seen: weakref.ref[torch.Tensor] = weakref.ref(slot.whole)
         self._version = -1
         self._grad: weakref.ref[torch.Tensor] | None = None
         self._grad_version = -1
-        self.set_mask(mask)
+        self.set_masks(())
 
-    def set_mask(self, mask: Array) -> None:
-        """Take another mask: a bool array of the parameter's shape."""
-        self.prunes = not mask.all()
-        self._bits = -torch.from_numpy(mask.copy()).to(torch.int8)
+    def set_masks(self, masks: Sequence[tuple[slice | None, Array]]) -> None:
+        """Take other masks.
+
+        Args:
+            masks: ``(rows, bool array of their shape)``; rows that none is for are all kept, and
+                ``None`` stands for all rows.
+        """
+        param = self.param
+        self._bits = torch.full(() if param is None else param.shape, -1, dtype=torch.int8)
+        for rows, mask in masks:
+            self._bits[... if rows is None else rows] = -torch.from_numpy(mask.astype(np.int8))
+        self.prunes = not self._bits.all()
 
     @property
     def param(self) -> torch.Tensor | None:
         """The parameter that is in the module now; None once the module is gone."""
         module = self._module()
-        return None if module is None else Slot(module, self._attribute).tensor
+        return None if module is None else Slot(module, self._attribute).whole
 
     def enforce(self, param: torch.Tensor) -> None:
         """Zero pruned weights."""
@@ -70,11 +80,12 @@ class HeldTensor:
         self._version = param._version
 
     def enforce_if_touched(self, param: torch.Tensor) -> None:
-        """Zero pruned weights if anyone wrote to or replaced the parameter since."""
+        """Zero pruned weights if anyone wrote to, replaced or unfroze the parameter since."""
         replaced = param is not self._seen()
         if replaced and not isinstance(param, nn.Parameter):
             return  # torch.func.functional_call lends the module somebody's tensors
-        if replaced or param._version != self._version:
+        unfrozen = param.requires_grad and self._hook is None
+        if replaced or unfrozen or param._version != self._version:
             self.enforce(param)
 
     def mask_gradient(self, param: torch.Tensor) -> None:
@@ -165,17 +176,23 @@ class TorchHold:
         odd = {name: slots[name].tensor.dtype for name in masks if not _is_real(slots[name])}
         if odd:
             raise CapabilityError(f"only real floating-point parameters can be held; found {odd}")
-        self._tensors = {name: HeldTensor(slots[name], mask) for name, mask in masks.items()}
+        # No slots are kept: they would keep the model alive.
+        self._places = {name: (slots[name].place, slots[name].rows) for name in masks}
+        self._tensors = {slots[name].place: HeldTensor(slots[name]) for name in masks}
         self._cleared: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._forward = model.register_forward_pre_hook(_ForwardCheck(self))
         listen(self, first=True)
-        self.enforce()
+        self.update(masks)
 
     def update(self, masks: Masks) -> None:
-        """Hold ``masks`` from now on."""
+        """Hold ``masks``, which are over the same parameters as before, from now on."""
+        joined: dict[tuple[int, str], list[tuple[slice | None, Array]]] = defaultdict(list)
         for name, mask in masks.items():
-            self._tensors[name].release()
-            self._tensors[name].set_mask(mask)
+            place, rows = self._places[name]
+            joined[place].append((rows, mask))
+        for place, parts in joined.items():
+            self._tensors[place].release()
+            self._tensors[place].set_masks(parts)
         self._cleared.clear()
         self.enforce()
 
@@ -205,7 +222,7 @@ class TorchHold:
                 tensor.clear_slots(param, optimizer)
         self._cleared.add(optimizer)
 
-    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
+    def after_step(self, optimizer: Optimizer, owned: set[int], calling: set[int]) -> None:
         """Mask the weights that the optimizer owns."""
         for tensor, param in self._live(owned):
             tensor.enforce(param)

@@ -8,15 +8,41 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ltcore.arrays import Array, own
+from ltcore.errors import CapabilityError, InvalidValueError
+
+_NUMPY_FLOATS = (torch.float64, torch.float32, torch.float16)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """Return an owned, C-contiguous copy; bfloat16, which numpy lacks, comes as float32."""
+    """Return an owned, C-contiguous copy; short floats that numpy lacks come as float32."""
     live = tensor.detach()
-    if live.dtype is torch.bfloat16:
+    if live.dtype.is_floating_point and live.dtype not in _NUMPY_FLOATS:
         live = live.float()
     # On the CPU .numpy() is a view that the next update would write to.
     return own(live.cpu().numpy())
+
+
+def read_array(tensor: torch.Tensor, name: str) -> Array:
+    """Return `to_numpy` of a parameter.
+
+    Raises:
+        CapabilityError: numpy has no such array (quantized or sparse); names the parameter.
+    """
+    try:
+        return to_numpy(tensor)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise CapabilityError(
+            f"{name!r} ({tensor.dtype}, {tensor.layout}) cannot be read as an array: {error}"
+        ) from error
+
+
+def check_shape(tensor: torch.Tensor, array: Array, name: str) -> None:
+    """Raise `InvalidValueError` if ``array`` is of another shape than the parameter ``name``."""
+    if array.shape != tuple(tensor.shape):
+        raise InvalidValueError(
+            f"{name!r} has canonical shape {tuple(tensor.shape)}; an array of shape {array.shape} "
+            "was given"
+        )
 
 
 def write_into(tensor: torch.Tensor, array: Array) -> None:
@@ -27,6 +53,11 @@ def write_into(tensor: torch.Tensor, array: Array) -> None:
 
 def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return model inputs on ``device``: a tensor, an array, or a sequence of them."""
+    if isinstance(example, Mapping):
+        raise InvalidValueError(
+            f"inputs are a dictionary of {list(example)}; give a tuple of them in the order of "
+            "forward()"
+        )
     parts = example if isinstance(example, list | tuple) else (example,)
     return tuple(
         (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)

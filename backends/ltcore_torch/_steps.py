@@ -4,6 +4,7 @@ torch calls global hooks before and after any `torch.optim.Optimizer.step`. They
 while someone listens; listeners are held weakly and go with their model.
 """
 
+import sys
 import weakref
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ class Listener(Protocol):
         """Called before an update of the parameters whose ``id`` is in ``owned``."""
         ...
 
-    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
-        """Called after it."""
+    def after_step(self, optimizer: Optimizer, owned: set[int], calling: set[int]) -> None:
+        """Called after it; ``calling`` is what the optimizers own that made it in their step."""
         ...
 
 
@@ -64,6 +65,21 @@ def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
 
 
 def _after(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    owned = _owned(optimizer)
+    owned, calling = _owned(optimizer), _calling()
     for listener in _live():
-        listener.after_step(optimizer, owned)
+        listener.after_step(optimizer, owned, calling)
+
+
+def _calling() -> set[int]:
+    """Return what the optimizers own inside whose step this one was called (Lookahead, SAM).
+
+    The stack itself is asked: a count of open steps would never recover from one that raised.
+    """
+    step = sys._getframe(2)  # torch's wrapper of step(), which calls the hooks
+    found: set[int] = set()
+    frame = step.f_back
+    while frame is not None:
+        if frame.f_code is step.f_code and isinstance(frame.f_locals.get("self"), Optimizer):
+            found |= _owned(frame.f_locals["self"])
+        frame = frame.f_back
+    return found

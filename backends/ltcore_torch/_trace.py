@@ -4,172 +4,219 @@ Modules of known kinds report as sites; every operation between them is seen as 
 operation it is, so functional flattens, views and permutes count like module ones.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ltcore.axes import UNKNOWN, Labels, face_axes, spatial, unknown
 from ltcore.errors import ModelError
+from ltcore.layouts import UNKNOWN_GROUP
 from ltcore.parameters import Interface, Site, Structure
-from ltcore.tracing import Labels, Trace, group_of, reshaped, spatial, unknown
+from ltcore.tracing import Trace, is_line
+from ltcore_torch._calls import Call, anonymous
+from ltcore_torch._inference import inference
 from ltcore_torch._layouts import tensors_in
-from ltcore_torch._names import kind_of, walk
-from ltcore_torch._training import inference
-
-_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-_REDUCTIONS = {"mean", "sum", "amax", "amin"}
-# Operations that leave the meaning of each axis alone.
-_KEEPING = {
-    "abs", "add", "add_", "alias", "avg_pool1d", "avg_pool2d", "avg_pool3d", "bernoulli_",
-    "celu", "clamp", "clamp_min", "clone", "constant_pad_nd", "contiguous", "copy_", "detach",
-    "div", "div_", "elu", "elu_", "exp", "gelu", "hardsigmoid", "hardswish", "hardswish_",
-    "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "log_sigmoid_forward", "_log_softmax",
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "mish", "mul", "mul_",
-    "native_batch_norm", "native_dropout", "neg", "pow", "reflection_pad1d", "reflection_pad2d",
-    "relu", "relu_", "replication_pad2d", "sigmoid", "sigmoid_", "silu", "silu_", "slice",
-    "_softmax", "softplus", "sqrt", "sub", "sub_", "tanh", "tanh_", "_to_copy",
-    "upsample_bilinear2d", "upsample_nearest2d",
-}  # fmt: skip
+from ltcore_torch._names import Inventory
+from ltcore_torch._operations import MADE_ANEW, labels_after
+from ltcore_torch._visits import fits, is_observed, visit
 
 
-def traced(model: nn.Module, sites: Sequence[Site], inputs: tuple[torch.Tensor, ...]) -> Structure:
+def traced(model: nn.Module, found: Inventory, inputs: tuple[torch.Tensor, ...]) -> Structure:
     """Return the structure with predecessors, feature groups, inputs and outputs.
 
     Raises:
         ModelError: the model does not take ``inputs``.
     """
-    names = {site.name: site for site in sites}
-    modules = {module: name for name, module in _named(model, names)}
-    run = _Run(modules, {site.name: site.kind for site in sites})
-    labels = [_input_labels(tensor, sites) for tensor in inputs]
-    for tensor, axes in zip(inputs, labels, strict=True):
-        run.trace.put(tensor, (), axes)
+    run = _Run(found)
+    for index, tensor in enumerate(inputs):
+        run.trace.put_input(tensor, index, _input_axes(tensor, found.sites), tensor.shape)
     outputs = run.forward(model, inputs)
-    ends = run.trace.preds(outputs)
-    order = {site.name: i for i, site in enumerate(sites)}
-    placed = []
-    for site in sites:
-        visit = run.trace.visits.get(site.name)
-        preds = tuple(sorted(visit.preds, key=order.__getitem__)) if visit else ()
-        group = visit.in_group if visit else None
-        placed.append(
-            Site(site.name, site.kind, site.roles, site.attrs, preds, group, site.name in ends)
-        )
-    ends_in = [run.trace.flow(t).labels or unknown(t.dim()) for t in outputs]
-    mixed = any(group_of(label) for axes in ends_in for label in axes if not isinstance(label, str))
+    ends = [_output_labels(run.trace, tensor, found.sites) for tensor in outputs]
+    sites = run.trace.placed(found.sites, outputs)
+    faces = [_input_face(run.trace, tensor, i, sites) for i, tensor in enumerate(inputs)]
     return Structure(
-        tuple(placed),
-        tuple(_face(t, axes) for t, axes in zip(inputs, labels, strict=True)),
+        sites,
+        tuple(faces),
         # Channels and space in one output axis: no framework-free order, so nothing to compare.
-        None if mixed else tuple(map(_face, outputs, ends_in)),
+        None if _mixed(run.trace, ends) else tuple(map(_face, outputs, ends)),
+        _disordered(run.trace, len(inputs)),
     )
 
 
-def _named(model: nn.Module, sites: dict[str, Site]) -> list[tuple[str, nn.Module]]:
-    """Return ``(site name, module)`` of known kinds."""
-    from_path = {
-        site.roles[0].native.rpartition(".")[0]: n for n, site in sites.items() if site.roles
-    }
-    return [
-        (from_path.get(path, path), module)
-        for path, module in walk(model)
-        if kind_of(module) != "raw" and (path in from_path or path in sites)
-    ]
+def run_once(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    seen: AbstractContextManager[Any] | None = None,
+) -> Any:
+    """Return what the model makes of ``inputs`` in inference, inside of ``seen``.
+
+    Raises:
+        ModelError: the model does not take ``inputs``.
+    """
+    try:
+        with inference(model), seen or nullcontext():
+            return model(*inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not take the example ({[tuple(t.shape) for t in inputs]}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def _input_labels(tensor: torch.Tensor, sites: Sequence[Site]) -> Labels:
+def _disordered(trace: Trace, inputs: int) -> str:
+    """Return what keeps the features of an input from having one order everywhere."""
+    for index in range(inputs):
+        if trace.out_group(f"@{index}") is not None:
+            return (
+                f"input {index} is one axis of features that become channels and space inside, so "
+                "their order depends on the framework; let the model take an image"
+            )
+    return ""
+
+
+def _input_axes(tensor: torch.Tensor, sites: Sequence[Site]) -> tuple[str, ...]:
     rank = tensor.dim()
-    one_dimensional = any(s.kind in ("conv", "depthwise", "conv_transpose") and s.roles
-                          and len(s.roles[0].shape) == 3 for s in sites)  # fmt: skip
-    if rank >= 4 or (rank == 3 and one_dimensional):
+    if rank >= 4 or (rank == 3 and is_line(sites, 0)):
         return ("N", "C", *spatial(rank - 2))
     if not tensor.is_floating_point():
-        return ("N", *("T",) * (rank - 1))
-    return ("N", *("T",) * (rank - 2), "F") if rank > 1 else ("N",)
+        return ("N", *("T",) * (rank - 1))[:rank]
+    return ("N", *("T",) * (rank - 2), "F") if rank > 1 else ("N",) * rank
 
 
-def _face(tensor: torch.Tensor, labels: Labels) -> Interface:
-    axes = tuple(label if isinstance(label, str) else "F" for label in labels)
+def _output_labels(trace: Trace, tensor: torch.Tensor, sites: Sequence[Site]) -> Labels:
+    labels = trace.flow(tensor).labels or unknown(tensor.dim())
+    is_image = tensor.dim() > 3 or (tensor.dim() == 3 and is_line(sites, -1))
+    return trace.as_image(labels, 1) if is_image else labels
+
+
+def _mixed(trace: Trace, ends: Sequence[Labels]) -> bool:
+    groups = [trace.group_of(axis) for labels in ends for axis in labels]
+    return any(group not in (None, UNKNOWN_GROUP) for group in groups)
+
+
+def _input_face(trace: Trace, tensor: torch.Tensor, index: int, sites: Sequence[Site]) -> Interface:
+    labels = trace.flow(tensor).labels
+    if tensor.is_floating_point():
+        return _face(tensor, labels)
+    return _face(tensor, labels, trace.vocabulary(index, sites) or 2)
+
+
+def _face(tensor: torch.Tensor, labels: Labels, vocabulary: int | None = None) -> Interface:
     # Probe inputs are made in float32 and cast to the model's dtype where they enter it.
     dtype = "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return Interface(axes, (0, *tensor.shape[1:]), dtype)
+    axes = face_axes(labels)
+    if labels[:1] == ((),):
+        axes = ("N", *axes[1:])  # the example is a single one
+    return Interface(axes, (0, *tensor.shape[1:]), dtype, vocabulary)
 
 
 class _Run:
     """One forward under observation."""
 
-    def __init__(self, modules: dict[nn.Module, str], kinds: dict[str, str]) -> None:
+    def __init__(self, found: Inventory) -> None:
         self.trace = Trace()
-        self._modules = modules
-        self._kinds = kinds
-        self.inside = 0
+        self._layers = {layer.module: layer for layer in found.layers if is_observed(layer)}
+        self._inside: list[bool] = []
+        self._thread = threading.get_ident()
+        # By memory, the tensor through which it was written to last.
+        self._written: dict[int, torch.Tensor] = {}
+        owners: dict[int, tuple[torch.Tensor, set[str]]] = {}
+        for name, slot in found.slots.items():
+            if not slot.is_buffer:
+                owners.setdefault(id(slot.whole), (slot.whole, set()))[1].add(_site(name))
+        for tensor, sites in owners.values():
+            self.trace.put_param(tensor, sites, anonymous(tensor.shape))
+
+    @property
+    def inside(self) -> bool:
+        """Whether a known layer is at work, whose operations are its own matter."""
+        return any(self._inside)
 
     def forward(self, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Run the model, and return its outputs."""
         handles = []
         try:
-            for module in self._modules:
-                handles.append(module.register_forward_pre_hook(self._enter))
-                handles.append(module.register_forward_hook(self._leave))
-            with inference(model), torch.random.fork_rng(devices=[]), _Dispatch(self):
-                result = model(*inputs)
-        except Exception as error:
-            raise ModelError(
-                f"the model does not take the example ({[tuple(t.shape) for t in inputs]}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            for module in self._layers:
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(
+                    module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                )
+            result = run_once(model, inputs, _Dispatch(self))
         finally:
             for handle in handles:
                 handle.remove()
         return tensors_in(result)
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self.inside += 1
-        if self.inside == 1:
-            name = self._modules[module]
-            self.trace.visit(name, tensors_in(args), _feature_axis(self._kinds[name]))
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._is_ours():
+            self._inside.append(fits(self._layers[module], tensors_in((args, kwargs))))
 
-    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        self.inside -= 1
-        if self.inside:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if not self._is_ours():
             return
-        name = self._modules[module]
-        entered = tensors_in(args)
-        before = self.trace.flow(entered[0]).labels if entered else ()
-        for tensor in tensors_in(result):
-            self.trace.put(tensor, {name}, _after_site(self._kinds[name], before, tensor.dim()))
+        observed = self._inside.pop()
+        if observed and not self.inside and result is not None:  # None: it raised
+            self._refresh(tensors_in((args, kwargs)))
+            visit(self.trace, self._layers[module], args, kwargs, result)
 
-    def see(self, operation: str, args: Sequence[Any], result: Any) -> None:
+    def _is_ours(self) -> bool:
+        """Whether this is the forward under observation, not one that another thread makes."""
+        return threading.get_ident() == self._thread
+
+    def see(self, function: Any, args: Sequence[Any], kwargs: Any, result: Any) -> None:
         """Report an operation between sites."""
-        entered = tensors_in(args)
-        preds = self.trace.preds(entered)
-        for tensor in tensors_in(result):
-            if any(tensor is other for other in entered):
-                self.trace.put(tensor, preds, self.trace.flow(tensor).labels)
+        call = Call.of(self.trace, function, args, kwargs)
+        self._refresh(call.tensors)
+        if call.name in MADE_ANEW:
+            return
+        preds, params = self.trace.passed(call.tensors)
+        if preds:
+            self._doubt(call)
+        if not (preds or params):
+            return  # made of constants alone
+        for position, tensor in enumerate(tensors_in(result)):
+            labels = labels_after(call, tensor, position)
+            if preds:
+                self.trace.put(tensor, preds, labels)
             else:
-                self.trace.put(tensor, preds, self._labels(operation, args, entered, tensor))
+                self.trace.put_param(tensor, params, labels)
+        self._written |= {_memory(tensor): tensor for tensor in call.written}
 
-    def _labels(
-        self, operation: str, args: Sequence[Any], entered: list[torch.Tensor], result: torch.Tensor
-    ) -> Labels:
-        known = [t for t in entered if self.trace.flow(t).labels]
-        if not known:
-            return unknown(result.dim())
-        main = max(known, key=torch.Tensor.numel)
-        labels = self.trace.flow(main).labels
-        rule = _RULES.get(operation)
-        if rule:
-            return rule(labels, main, args, result)
-        peers = [self.trace.flow(t).labels for t in known if t.dim() == main.dim()]
-        if operation in _KEEPING and result.dim() == main.dim():
-            return labels if all(peer == labels for peer in peers) else unknown(result.dim())
-        return unknown(result.dim())
+    def _doubt(self, call: Call) -> None:
+        """Where data meets parameters outside a layer, nobody knows which axes belong together."""
+        flows = [self.trace.flow(tensor) for tensor in call.tensors]
+        axes = [axis for flow in flows if flow.preds for axis in flow.labels]
+        if any(self.trace.group_of(axis) is not None for axis in axes):
+            for site in frozenset().union(*(flow.params for flow in flows)):
+                self.trace.visits[site].axis = UNKNOWN
+
+    def _refresh(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Take in what was written to tensors through another view of their memory."""
+        for tensor in tensors if self._written else ():
+            view = self._written.get(_memory(tensor), tensor)
+            known, came = self.trace.flow(tensor), self.trace.flow(view)
+            if not came.preds <= known.preds:
+                labels = self._overwritten(tensor, view)
+                self.trace.put(tensor, came.preds | known.preds, labels)
+
+    def _overwritten(self, tensor: torch.Tensor, view: torch.Tensor) -> Labels:
+        """Return the labels of a tensor of which ``view`` shows a part that was written to."""
+        strides = zip(view.shape, view.stride(), tensor.stride(), strict=False)
+        if view.dim() != tensor.dim() or any(s != t for size, s, t in strides if size > 1):
+            return unknown(tensor.dim())
+        old, new = self.trace.flow(tensor).labels, self.trace.flow(view).labels
+        placed = [self.trace.sliced(axis, n) for axis, n in zip(new, tensor.shape, strict=True)]
+        both = [(tuple(placed), tensor.shape), *([(old, tensor.shape)] if old else [])]
+        return self.trace.broadcast(both, tensor.dim())
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows a run every tensor operation outside known modules."""
+    """Shows a run every tensor operation outside known layers."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -183,76 +230,17 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Any = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._run.inside == 0:
-            self._run.see(func._schema.name.partition("::")[2], args, result)
+        if not self._run.inside:
+            self._run.see(func, args, kwargs, result)
         return result
 
 
-def _feature_axis(kind: str) -> int:
-    return -1 if kind in ("linear", "layernorm", "embedding") else 1
+def _memory(tensor: torch.Tensor) -> int:
+    """Return the same number for tensors that share memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
 
 
-def _after_site(kind: str, before: Labels, rank: int) -> Labels:
-    if kind in ("conv", "depthwise", "conv_transpose"):
-        return ("N", "C", *spatial(rank - 2))
-    if kind == "linear":
-        return (*before[:-1], "F") if before else unknown(rank)
-    if kind == "embedding":
-        return (*before, "F") if before else unknown(rank)
-    return before or unknown(rank)
-
-
-def _reshape(labels: Labels, main: torch.Tensor, _args: Any, result: torch.Tensor) -> Labels:
-    return reshaped(labels, tuple(main.shape), tuple(result.shape))
-
-
-def _permute(labels: Labels, _main: Any, args: Any, _result: Any) -> Labels:
-    return tuple(labels[axis] for axis in args[1])
-
-
-def _transpose(labels: Labels, _main: Any, args: Any, _result: Any) -> Labels:
-    swapped = list(labels)
-    first, second = args[1], args[2]
-    swapped[first], swapped[second] = swapped[second], swapped[first]
-    return tuple(swapped)
-
-
-def _flip(labels: Labels, _main: Any, _args: Any, _result: Any) -> Labels:
-    return labels[::-1]
-
-
-def _unsqueeze(labels: Labels, _main: Any, args: Any, result: torch.Tensor) -> Labels:
-    axis = args[1] % result.dim()
-    return (*labels[:axis], "T", *labels[axis:])
-
-
-def _select(labels: Labels, main: torch.Tensor, args: Any, _result: Any) -> Labels:
-    axis = args[1] % main.dim()
-    return labels[:axis] + labels[axis + 1 :]
-
-
-def _squeeze(labels: Labels, main: torch.Tensor, args: Any, _result: Any) -> Labels:
-    asked = args[1] if len(args) > 1 else range(main.dim())
-    axes = {axis % main.dim() for axis in ([asked] if isinstance(asked, int) else asked)}
-    gone = {axis for axis in axes if main.shape[axis] == 1}
-    return tuple(label for axis, label in enumerate(labels) if axis not in gone)
-
-
-def _reduce(labels: Labels, main: torch.Tensor, args: Any, result: torch.Tensor) -> Labels:
-    if result.dim() == main.dim():
-        return labels
-    asked = args[1] if len(args) > 1 else range(main.dim())
-    gone = {axis % main.dim() for axis in ([asked] if isinstance(asked, int) else asked)}
-    return tuple(label for axis, label in enumerate(labels) if axis not in gone)
-
-
-_RULES: dict[str, Callable[[Labels, Any, Any, Any], Labels]] = {
-    **dict.fromkeys(_RESHAPES, _reshape),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
-    "permute": _permute,
-    "transpose": _transpose,
-    "t": _flip,
-    "unsqueeze": _unsqueeze,
-    "select": _select,
-    "squeeze": _squeeze,
-}
+def _site(parameter: str) -> str:
+    return parameter.rpartition(".")[0]

@@ -61,7 +61,7 @@ class TorchWatch:
         self._root = weakref.ref(unwrap(model))
         self._read = read
         self._wanted = frozenset(steps)
-        self._reference: str | None = None
+        self._reference: weakref.ref[nn.Parameter] | None = None
         self._stale = _stale.pop(unwrap(model), weakref.WeakSet())
         self._forward = model.register_forward_pre_hook(_FirstInput(self))
         listen(self)
@@ -81,18 +81,24 @@ class TorchWatch:
             self._stale.discard(optimizer)
         _seen.setdefault(root, weakref.WeakSet()).add(optimizer)
 
-    def after_step(self, optimizer: Optimizer, owned: set[int]) -> None:
-        """Count an update of this model, once also where several optimizers share it."""
+    def after_step(self, optimizer: Optimizer, owned: set[int], calling: set[int]) -> None:
+        """Count an update of this model, once also where several optimizers have part in it."""
         root = self._root()
-        if root is None or not self._is_ours(root, owned):
+        reference = None if root is None else self._updated(root, owned)
+        if root is None or reference is None or id(reference) in calling:
             return
         self.steps += 1
         if self.steps in self._wanted:
             self.snapshots[self.steps] = self._read(root)
 
-    def _is_ours(self, root: nn.Module, owned: set[int]) -> bool:
-        """Whether the parameter that was updated first is among ``owned``."""
-        if self._reference is None:
-            found = (name for name, param in root.named_parameters() if id(param) in owned)
-            self._reference = next(found, None)
-        return self._reference is not None and id(root.get_parameter(self._reference)) in owned
+    def _updated(self, root: nn.Module, owned: set[int]) -> nn.Parameter | None:
+        """Return the parameter by which updates are counted, if it is among ``owned``.
+
+        It is the one that was updated first; another one once that is no longer in the model.
+        """
+        params = list(root.parameters())
+        reference = self._reference() if self._reference else None
+        if reference is None or not any(param is reference for param in params):
+            reference = next((param for param in params if id(param) in owned), None)
+            self._reference = weakref.ref(reference) if reference is not None else None
+        return reference if id(reference) in owned else None

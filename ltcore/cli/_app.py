@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from ltcore._version import __version__
 from ltcore.cli._output import printable
+from ltcore.cli.convert import convert
 from ltcore.cli.demo import demo
 from ltcore.cli.plugins import plugins
 from ltcore.cli.show import show
@@ -58,13 +59,14 @@ def _root(
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Lottery tickets for PyTorch and Keras: look at them, check them, see one found."""
+    """Lottery tickets for PyTorch and Keras: look at them, check, convert, see one found."""
 
 
 for command, example in (
     (demo, "ltcore demo --rounds 8 --out demo-out"),
     (show, "ltcore show demo-out/digits.safetensors"),
     (verify, "ltcore verify *.safetensors"),
+    (convert, "ltcore convert sparse.pt mine.safetensors --model nets:lenet"),
     (plugins, "ltcore plugins --json"),
 ):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)

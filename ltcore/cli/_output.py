@@ -4,6 +4,7 @@ Text out of a ticket is another person's: control characters in it could rewrite
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -20,7 +21,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 def console() -> Console:
     """Return a console on standard output as it is now."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    # A program that reads the lines wants names whole.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 250
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -22,6 +22,7 @@ from ltcore.testing.reference_layers import (
     Embedding,
     Flatten,
     GlobalPool,
+    Image,
     Layer,
     LayerNorm,
     Linear,
@@ -44,12 +45,14 @@ class ExpectedSite:
         preds: indices of the sites it gets data from; empty for the model's input.
         group: for features that a flatten made: the axes, channels first. The site must record
             these axes in the order in which its framework flattens them.
+        out_group: the same for features that are reshaped to an image.
     """
 
     kind: str
     shapes: Mapping[str, Shape]
     preds: tuple[int, ...]
     group: AxisGroup = ()
+    out_group: AxisGroup = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,15 @@ class Case:
 
 
 def _site(
-    kind: str, weight: Shape, features: int = 0, *preds: int, group: AxisGroup = ()
+    kind: str,
+    weight: Shape,
+    features: int = 0,
+    *preds: int,
+    group: AxisGroup = (),
+    out_group: AxisGroup = (),
 ) -> ExpectedSite:
     bias = {"bias": (features,)} if features else {}
-    return ExpectedSite(kind, {"weight": weight, **bias}, preds, group)
+    return ExpectedSite(kind, {"weight": weight, **bias}, preds, group, out_group)
 
 
 def _batchnorm(features: int, *preds: int, group: AxisGroup = ()) -> ExpectedSite:
@@ -176,6 +184,17 @@ CASES: Mapping[str, Case] = MappingProxyType(
                 _site("conv", (3, 2, 2, 2), 3),
                 _batchnorm(24, 0, group=(("C", 3), ("S0", 4), ("S1", 2))),
                 _site("linear", (2, 24), 2, 1, group=(("C", 3), ("S0", 4), ("S1", 2))),
+            ),
+        ),
+        # A dense layer that makes an image: its rows are pixels, in the framework's own order.
+        "image": Case(
+            lambda: [Linear(5, 18), BatchNorm(18), Relu(), Image((3, 3, 2)), Conv(3, 2, (2, 2))],
+            (6, 5),
+            (6, 2, 2, 1),
+            (
+                _site("linear", (18, 5), 18, out_group=(("C", 3), ("S0", 3), ("S1", 2))),
+                _batchnorm(18, 0, group=(("C", 3), ("S0", 3), ("S1", 2))),
+                _site("conv", (2, 3, 2, 2), 2, 1),
             ),
         ),
         # One layer used twice: one site, which also gets data from itself.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ltcore.arrays import Array, Params, own
+from ltcore.axes import face_axes
 from ltcore.backend import MaskHandle, Watch
 from ltcore.errors import ModelError, ModelNotBuiltError
 from ltcore.masks import Masks
@@ -18,7 +19,7 @@ from ltcore.parameters import Interface, Role, Site, Structure
 from ltcore.testing.reference_hold import NumpyHold, NumpyWatch
 from ltcore.testing.reference_layers import Layer
 from ltcore.testing.reference_model import NumpyModel, differentiate
-from ltcore.tracing import Labels, Trace
+from ltcore.tracing import Trace
 
 
 class ReferenceBackend:
@@ -88,11 +89,13 @@ class ReferenceBackend:
         """Set whether the model is training."""
         model.training = mode
 
-    def redraw(self, model: NumpyModel, structure: Structure, seed: int) -> dict[str, Array]:
+    def redraw(
+        self, model: NumpyModel, structure: Structure, seed: int, names: Iterable[str] | None = None
+    ) -> dict[str, Array]:
         """Return params from every layer's own initializer; the model stays as it was."""
         twin = copy.deepcopy(model)
         twin.initialize(seed)
-        return self.read(twin, structure)
+        return self.read(twin, structure, names)
 
     def forward(
         self, model: NumpyModel, structure: Structure, inputs: Sequence[Array]
@@ -137,34 +140,31 @@ def _traced(model: NumpyModel, sites: Sequence[Site], x: Array) -> Structure:
     trace = Trace()
     twin = copy.deepcopy(model)
     twin.training = False
-    axes = model.layers[0].input_labels(x.ndim)
-    trace.put(x, (), axes)
-    inputs = _interface(x, axes)
+    trace.put_input(x, 0, model.layers[0].input_axes(x.ndim), x.shape)
+    first = x
     for original, layer in zip(model.layers, twin.layers, strict=True):
         try:
             y = layer(x)
         except ValueError as error:
             raise ModelError(f"{layer!r} does not take data of shape {x.shape}: {error}") from error
         flow, name = trace.flow(x), names[id(original)]
+        labels = flow.labels
+        if layer.feature_axis == 1 and x.ndim > 2:
+            labels = trace.as_image(labels, 1)
         if layer.kind:
-            trace.visit(name, [x], layer.feature_axis)
+            axis = None if layer.kind == "embedding" else labels[layer.feature_axis]
+            trace.visit(name, [x], axis)
         preds = {name} if layer.kind else flow.preds
-        trace.put(y, preds, layer.output_labels(flow.labels, x, y))
+        made = trace.features(name, y.shape[-1])
+        trace.put(y, preds, layer.output_labels(labels, x, y, made))
         x = y
-    placed = tuple(_placed(site, trace, trace.flow(x).preds, sites) for site in sites)
-    return Structure(placed, (inputs,), (_interface(x, trace.flow(x).labels),))
+    inputs = _interface(first, trace, trace.vocabulary(0, sites))
+    return Structure(trace.placed(sites, [x]), (inputs,), (_interface(x, trace),))
 
 
-def _placed(site: Site, trace: Trace, outputs: frozenset[str], sites: Sequence[Site]) -> Site:
-    visit = trace.visits[site.name]
-    preds = tuple(other.name for other in sites if other.name in visit.preds)
-    is_output = site.name in outputs
-    return Site(site.name, site.kind, site.roles, site.attrs, preds, visit.in_group, is_output)
-
-
-def _interface(x: Array, labels: Labels) -> Interface:
-    axes = tuple(label if isinstance(label, str) else "F" for label in labels)
-    return Interface(axes, (0, *x.shape[1:]), x.dtype.name)
+def _interface(x: Array, trace: Trace, vocabulary: int | None = None) -> Interface:
+    axes = face_axes(trace.flow(x).labels)
+    return Interface(axes, (0, *x.shape[1:]), x.dtype.name, vocabulary)
 
 
 def _single(inputs: Sequence[Array]) -> Array:

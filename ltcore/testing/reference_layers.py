@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ltcore.arrays import Array
-from ltcore.tracing import Labels, reshaped, spatial
+from ltcore.axes import Axis, Labels, named, reshaped, spatial
 
 
 class Layer:
@@ -45,12 +45,19 @@ class Layer:
         """Return the layer's output."""
         raise NotImplementedError
 
-    def input_labels(self, rank: int) -> Labels:
-        """Return what the axes of a model's input mean if this layer is its first."""
+    def input_axes(self, rank: int) -> tuple[str, ...]:
+        """Return what the axes of a model's input are called if this layer is its first."""
         return ("N", "C", *spatial(rank - 2)) if rank > 2 else ("N", "F")
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
-        """Return what the axes of output ``y`` mean, given those of input ``x``."""
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
+        """Return what the axes of output ``y`` mean.
+
+        Args:
+            labels: of the input.
+            x: the input.
+            y: the output.
+            made: the axis of features that this layer makes, if it makes any.
+        """
         return labels
 
 
@@ -75,13 +82,13 @@ class Linear(Layer):
         y: Array = x @ self.weight.T + self.bias
         return y
 
-    def input_labels(self, rank: int) -> Labels:
+    def input_axes(self, rank: int) -> tuple[str, ...]:
         """Features are last."""
         return ("N", *("T",) * (rank - 2), "F")
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """The last axis holds new features."""
-        return (*labels[:-1], "F")
+        return (*labels[:-1], made)
 
 
 @dataclass(eq=False)
@@ -130,9 +137,9 @@ class Conv(Layer):
         whole: Array = y.reshape(len(x), self.outputs, *sizes)
         return whole + _per_channel(self.bias, whole.ndim)
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """Channels, then space."""
-        return ("N", "C", *spatial(y.ndim - 2))
+        return named(("N", "C", *spatial(y.ndim - 2)), y.shape)
 
 
 @dataclass(eq=False)
@@ -173,9 +180,9 @@ class ConvTranspose(Layer):
         cropped: Array = y[kept]
         return cropped + _per_channel(self.bias, y.ndim)
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """Channels, then space."""
-        return ("N", "C", *spatial(y.ndim - 2))
+        return named(("N", "C", *spatial(y.ndim - 2)), y.shape)
 
 
 @dataclass(eq=False)
@@ -258,7 +265,7 @@ class LayerNorm(Layer):
         y: Array = (x - mean) / np.sqrt(var + self.eps) * self.weight + self.bias
         return y
 
-    def input_labels(self, rank: int) -> Labels:
+    def input_axes(self, rank: int) -> tuple[str, ...]:
         """Features are last."""
         return ("N", *("T",) * (rank - 2), "F")
 
@@ -284,13 +291,13 @@ class Embedding(Layer):
         y: Array = self.weight[x]
         return y
 
-    def input_labels(self, rank: int) -> Labels:
+    def input_axes(self, rank: int) -> tuple[str, ...]:
         """Token numbers along time."""
         return ("N", *("T",) * (rank - 1))
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """Features come last."""
-        return (*labels, "F")
+        return (*labels, made)
 
 
 @dataclass(eq=False)
@@ -311,8 +318,23 @@ class Flatten(Layer):
         """Return ``x`` as a matrix."""
         return x.reshape(len(x), -1)
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """The new axis remembers which axes it is made of, in which order."""
+        return reshaped(labels, x.shape, y.shape)
+
+
+@dataclass(eq=False)
+class Image(Layer):
+    """Features as an image, channels first."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Array, training: bool = False) -> Array:
+        """Return ``x`` as ``(N, channels, *space)``."""
+        return x.reshape(len(x), *self.shape)
+
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
+        """The new axes remember which part of the features they are."""
         return reshaped(labels, x.shape, y.shape)
 
 
@@ -325,7 +347,7 @@ class GlobalPool(Layer):
         y: Array = x.mean(tuple(range(2, x.ndim)))
         return y
 
-    def output_labels(self, labels: Labels, x: Array, y: Array) -> Labels:
+    def output_labels(self, labels: Labels, x: Array, y: Array, made: Axis) -> Labels:
         """Channels stay."""
         return labels[:2]
 

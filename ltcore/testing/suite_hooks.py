@@ -140,7 +140,8 @@ class BackendHooks:
 
 def made_up_params(structure: Structure) -> dict[str, Array]:
     """Return the probe's values for every portable role."""
-    return synthetic_params(structure.sites)
+    # The narrower kernels of rule 1 keep the reference's central differences exact enough.
+    return synthetic_params(structure.sites, rule=1)
 
 
 def reference_of(case: str) -> tuple[NumpyModel, Structure]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ltcore.arrays import Array
 from ltcore.parameters import Interface, Structure
-from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
+from ltcore.testing.cases import CASES, VOCABULARY, Case, canonical_inputs, canonical_targets
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_model import mean_squared_error
 from ltcore.testing.suite_hooks import (
@@ -89,6 +89,9 @@ class ValueChecks(BackendHooks):
             )
             assert tuple(sorted(site.in_group or ())) == wanted.group, (
                 f"{site.name!r}: in_group names the axes that a flatten merged, None without one"
+            )
+            assert tuple(sorted(site.out_group or ())) == wanted.out_group, (
+                f"{site.name!r}: out_group names the axes that a reshape makes of its features"
             )
             assert site.is_output == (site.name == names[-1]), (
                 f"{site.name!r}: is_output marks what makes the output, and nothing else"
@@ -254,6 +257,9 @@ class ValueChecks(BackendHooks):
         same = [name for name in kernels if np.array_equal(other[name], first[name])]
         assert not same, f"another seed draws other weights: {same} are the same"
         assert_same(backend.read(model, structure), before, "redraw leaves the model as it was")
+        some = kernels[-1:]
+        again = backend.redraw(model, structure, 1, some)
+        assert_same(again, {name: first[name] for name in some}, "some names draw what all do")
 
     def test_redraw_is_the_layers_own(self, case: str) -> None:
         """Redraw uses the scale of the layer's own initializer."""
@@ -327,7 +333,7 @@ def gradient_gap(
 def expected_input(case: Case) -> Interface:
     """Return the interface that a case's input must have."""
     if case.tokens:
-        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32")
+        return Interface(("N", "T"), (0, *case.inputs[1:]), "int32", VOCABULARY)
     return Interface(_axes(case.inputs), (0, *case.inputs[1:]), "float32")
 
 
