@@ -12,7 +12,6 @@ from ltcore.matching import MAX_TIE, Match, ambiguous, tie_classes
 from ltcore.pairing import DECISIVE_ATTRIBUTES, Pairing
 from ltcore.parameters import Interface, Structure, in_native_order
 from ltcore.probe import (
-    Gap,
     Probe,
     TieProbe,
     compare,
@@ -72,7 +71,7 @@ def record_probe(
     with restoring(backend, model, structure, always=True):
         synthetic, ticket = outputs(made_up()), outputs(weights)
         again = outputs(weights)
-        if said := compare(ticket, again, tolerance_for(structure)).said:
+        if said := compare(ticket, again, tolerance_for(structure)):
             raise ProbeMismatchError(
                 "two runs on the same input differ, so something random is left in inference mode, "
                 f"such as a dropout without training=: {said}"
@@ -106,10 +105,10 @@ class Prover:
         )
         for what, values, expected in trials:
             gap = self._gap(pairing, values, expected)
-            if gap.said:
+            if gap:
                 hints = pairing.differences()
                 raise ProbeMismatchError(
-                    f"with {what}, {gap.said}: the models do not compute the same function. "
+                    f"with {what}, {gap}: the models do not compute the same function. "
                     "Compare strides and padding, epsilons, activations, pooling, and the order "
                     "of layers; the model was left as it was"
                     + (f". What differs: {hints}" if hints else "")
@@ -145,7 +144,7 @@ class Prover:
             tried = dict(zip(ours, order, strict=True))
             sites = {**match.pairs, **rest, **tried}
             trying = Pairing(pairing.source, pairing.target, sites, True, pairing.heads)
-            if not self._gap(trying, values, trial.outputs).said:
+            if not self._gap(trying, values, trial.outputs):
                 fits.append(tried)
         if len(fits) != 1:
             why = "all ways compute the same" if fits else "no way computes what it should"
@@ -158,7 +157,7 @@ class Prover:
     def _in_source_order(self, values: Params) -> dict[str, Array]:
         return in_native_order(values, self._record.structure)
 
-    def _gap(self, pairing: Pairing, values: Params, expected: Sequence[Array]) -> Gap:
+    def _gap(self, pairing: Pairing, values: Params, expected: Sequence[Array]) -> str:
         tolerance = max(tolerance_for(self._record.structure), tolerance_for(pairing.target))
         self._backend.write(self._model, pairing.target, pairing.params(values, with_heads=True))
         found = self._outputs(pairing.target if pairing.canonical else pairing.source)

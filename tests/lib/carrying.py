@@ -1,11 +1,13 @@
 """What tests that carry a ticket need: each framework's moves, and comparisons across the two."""
 
+import warnings
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import torch
 
+import ltcore as lt
 from architectures import channels_first, channels_last, for_keras, for_torch
 from ltcore.parameters import in_canonical_order
 from ltcore.plugins import detect
@@ -75,6 +77,34 @@ def leaves(outputs):
     if isinstance(outputs, Mapping):
         return [outputs[name] for name in sorted(outputs)]
     return [outputs]
+
+
+def carry(case, direction, sparsity, path):
+    """Carry a ticket of a pruned model through a file; return the largest difference of outputs.
+
+    Masks are equal, and gradients of kept weights agree.
+    """
+    ours, theirs = sides(direction)
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(1)
+    source, target = ours.build(case), theirs.build(case)
+    example = case.batch(1)
+    enliven(source, ours.packed(example), np.random.default_rng(2))
+    hold = lt.prune(source, sparsity=sparsity, scope="layer", example=ours.packed(example))
+    ticket = lt.Ticket.from_model(source, example=ours.packed(example))
+    assert ticket.probe is not None, ticket.structure.why_not_portable()
+    ticket.save(path)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "paired layers.*biases is")  # one bias moves as two do
+        applied = lt.load(path).apply(target, example=theirs.packed(example))
+
+    batch = case.batch(8, seed=3)
+    difference = compare_outputs(ours.outputs(source, batch), theirs.outputs(target, batch))
+    pairs = ticket.match(target, example=theirs.packed(example))
+    compare_masks(hold, applied, pairs)
+    compare_gradients(hold, applied, pairs, direction, case)
+    return difference
 
 
 def enliven(model, example, rng):
