@@ -1,7 +1,7 @@
 """How a target is shared: groups of parameters that compete, with the number each group loses.
 
 An allocation turns a goal ("20 % of what is left", "90 % gone") into integer counts. Scope
-``"global"`` lets all parameters with the same pattern entry compete; ``"layer"`` gives every
+``"global"`` lets all parameters with the same selector entry compete; ``"layer"`` gives every
 parameter its own count.
 """
 
@@ -14,10 +14,10 @@ from ltcore.counts import fraction, removed_by_rate, removed_by_sparsity
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
-from ltcore.patterns import resolve
+from ltcore.selectors import resolve
 
 Amounts: TypeAlias = float | Mapping[str, float]
-"""One fraction for all parameters, or ``{pattern: fraction}``."""
+"""One fraction for all parameters, or ``{selector: fraction}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class Allocation(Protocol):
 
 
 def by_global(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
-    """Let the parameters that share a pattern entry compete."""
+    """Let the parameters that share a selector entry compete."""
     pools: dict[str, tuple[list[str], Fraction]] = {}
-    for name, (pattern, amount) in _amounts(goal, masks, infos).items():
-        pools.setdefault(pattern, ([], amount))[0].append(name)
+    for name, (selector, amount) in _amounts(goal, masks, infos).items():
+        pools.setdefault(selector, ([], amount))[0].append(name)
     return tuple(_group(goal, masks, tuple(names), amount) for names, amount in pools.values())
 
 
@@ -83,6 +83,6 @@ def _amounts(
     argument = "rate" if isinstance(goal, Rate) else "sparsity"
     table = goal.amounts if isinstance(goal.amounts, Mapping) else {"*": goal.amounts}
     if not table:
-        raise InvalidValueError(f"{argument} is an empty mapping; expected {{pattern: fraction}}")
-    exact = {pattern: fraction(value, argument) for pattern, value in table.items()}
+        raise InvalidValueError(f"{argument} is an empty mapping; expected {{selector: fraction}}")
+    exact = {selector: fraction(value, argument) for selector, value in table.items()}
     return resolve(exact, [info for info in infos if info.name in masks], argument)

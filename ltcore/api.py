@@ -77,10 +77,10 @@ def prune(
 
     Args:
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
-        sparsity: the fraction of weights removed, in [0, 1), or ``{pattern: fraction}``.
+        sparsity: the fraction of weights removed, in [0, 1), or ``{selector: fraction}``.
         criterion: what makes a weight important; higher score = keep.
         scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
-        prunable: patterns of the parameters to prune; kernels of dense and conv layers if None.
+        prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
         seed: for criteria that draw random numbers.
@@ -93,7 +93,7 @@ def prune(
     Raises:
         InvalidValueError: a fraction out of range, a missing option, NaN weights or scores.
         NothingPrunableError: the model has no parameter to prune.
-        PatternError: a pattern matches no parameter.
+        SelectorError: a selector matches no parameter.
         ModelError: the model is not built, or no backend drives it.
     """
     driver = resolve_backend(model, backend)
@@ -132,7 +132,7 @@ def hold(
         model: a PyTorch module or a built Keras model.
         masks: ``"nonzero"`` prunes what is zero now; or masks by portable name (of this
             framework, canonical axes), or a ticket of which only the masks are taken.
-        prunable: for ``"nonzero"``, patterns of the parameters to look at; kernels if None.
+        prunable: for ``"nonzero"``, selectors of the parameters to look at; kernels if None.
         existing: what to do with a hold that is there: ``"error"``, ``"replace"``, ``"tighten"``.
         example: for a ticket: as in `Ticket.apply`.
         mapping: for a ticket: as in `Ticket.apply`.
@@ -203,7 +203,7 @@ def iter_rounds(
             its schedule and data order. It makes (or has compiled) its own optimizer; the state
             of that is fresh every round.
         rounds: number of prunings.
-        rate: share of the remaining weights removed each round, or ``{pattern: share}``.
+        rate: share of the remaining weights removed each round, or ``{selector: share}``.
         sparsity: instead of ``rate``: the fraction removed in the end, in equal steps; with
             ``rounds`` None or 1 in one shot.
         schedule: instead of all three; or a plugin's name, which gets those that are given.
@@ -212,7 +212,7 @@ def iter_rounds(
         evaluate: returns a number or ``{metric: number}`` for the trained model.
         criterion: what makes a weight important; higher score = keep.
         scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
-        prunable: patterns of the parameters to prune; kernels of dense and conv layers if None.
+        prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
         seed: for criteria and policies that draw random numbers.
@@ -223,7 +223,7 @@ def iter_rounds(
         InvalidValueError: a value out of range, options that contradict each other, NaN weights
             or scores, training that ends before the rewind step.
         HoldError: the model is held already.
-        NothingPrunableError, PatternError, ModelError: as in `prune`.
+        NothingPrunableError, SelectorError, ModelError: as in `prune`.
     """
     driver = resolve_backend(model, backend)
     check_train(train)

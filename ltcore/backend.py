@@ -64,8 +64,9 @@ class Backend(Protocol):
     Attributes:
         name: the word for it, such as ``torch``.
         version: the framework's version.
-        capabilities: optional abilities it has: ``"gradients"``, ``"checkpoints"`` (the methods
-            of `CheckpointBackend`).
+        capabilities: optional abilities it has: ``"gradients"`` (the methods `gradients` and
+            `fisher`), ``"hvp"``, ``"vjp"``, ``"activations"``, ``"checkpoints"`` (the methods of
+            `CheckpointBackend`).
     """
 
     name: str
@@ -102,8 +103,24 @@ class Backend(Protocol):
         """Keep pruned weights at exactly 0.0 after every optimizer update, whoever makes it."""
         ...
 
-    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> Watch:
-        """Count updates from now on; take a snapshot after each number (1 or more) in ``steps``."""
+    def watch(
+        self,
+        model: Any,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> Watch:
+        """Count updates from now on; take a snapshot after each number (1 or more) in ``steps``.
+
+        Args:
+            model: trained by its user, in any loop of the framework.
+            structure: of the model.
+            steps: numbers of updates at which to take a snapshot.
+            callback: called with the number of updates so far, as soon as Python runs after an
+                update: after each one, or once after several that one compiled call makes. It may
+                read and write the model and change its hold. It is not called inside a step that
+                the user compiled as a whole; `Watch.steps` counts those all the same.
+        """
         ...
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
@@ -156,6 +173,76 @@ class Backend(Protocol):
             structure: of the model.
             batches: pairs ``(inputs, targets)`` as the framework takes them.
             loss: ``loss(outputs, targets)`` in the framework's own tensors.
+        """
+        ...
+
+    def fisher(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return the diagonal of the empirical Fisher information of every trained parameter.
+
+        It is the mean over all examples of the squared gradient of the loss of one example (the
+        loss of a batch of one). Otherwise as `gradients`.
+        """
+        ...
+
+    def hvp(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+        vector: Params,
+    ) -> dict[str, Array]:
+        """Return the Hessian of the mean loss times ``vector``, for every trained parameter.
+
+        A true product (gradients of gradients), averaged over ``batches``. ``vector`` has some of
+        the trained parameters; the others count as zero. Otherwise as `gradients`.
+        """
+        ...
+
+    def vjp(
+        self,
+        model: Any,
+        structure: Structure,
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        at: Params,
+    ) -> dict[str, Array]:
+        """Return the gradient of the inner product of outputs and ``cotangents``.
+
+        Inputs and cotangents are canonical, as `forward` takes and returns them; there is one
+        cotangent for each output. The function is differentiated in inference mode and at ``at``,
+        every parameter and buffer, instead of the model's own, which are not touched. float64
+        arrays make all of it float64, whatever the model computes in.
+
+        Returns:
+            ``{name: gradient}`` of every trained parameter, in the dtype of ``at``.
+        """
+        ...
+
+    def activations(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        names: Iterable[str],
+    ) -> dict[str, Array]:
+        """Return, for every weight of ``names``, how strong the input is that it multiplies.
+
+        That is the root of the mean square of the input over all examples and output positions
+        of ``batches``; padding counts as zeros. Inference mode; targets are ignored.
+
+        Returns:
+            ``{name: array of the weight's canonical shape}``, which may be a broadcast view.
+
+        Raises:
+            CapabilityError: a parameter is no kernel of a dense, convolutional, depthwise or
+                transposed convolutional layer; names it and its kind.
         """
         ...
 

@@ -44,7 +44,7 @@ def from_checkpoint(
         source: a file (PyTorch: ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.safetensors``; Keras:
             ``.weights.h5``, ``.keras``, ``.h5``, ``.safetensors``), or ``{name: array}`` with the
             framework's own names, such as a ``state_dict()``.
-        prunable: patterns of the parameters whose zeros count; kernels if None.
+        prunable: selectors of the parameters whose zeros count; kernels if None.
         example: one input batch; makes the ticket portable to the other framework.
         backend: a backend or its name, where it shall not be found from the model.
 

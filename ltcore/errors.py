@@ -18,8 +18,8 @@ class NonFiniteError(InvalidValueError):
     """A parameter or a score is NaN (or infinite where that cannot be stored)."""
 
 
-class PatternError(InvalidValueError):
-    """A pattern matches no parameter."""
+class SelectorError(InvalidValueError):
+    """A selector matches no parameter."""
 
 
 class NothingPrunableError(InvalidValueError):

@@ -10,9 +10,9 @@ from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, Param, as_criterion
-from ltcore.errors import CapabilityError, InvalidValueError, PatternError
+from ltcore.errors import CapabilityError, InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
-from ltcore.patterns import select_infos
+from ltcore.selectors import select_infos
 from ltcore.rewinding import RewindPolicy, ToStep
 from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
 from ltcore.search import Gradients
@@ -29,14 +29,14 @@ def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple
 
     Raises:
         NothingPrunableError: the model has no kernel.
-        PatternError: a pattern matches no parameter, or there is none.
+        SelectorError: a selector matches no parameter, or there is none.
     """
     if prunable is None:
         return prunable_infos(structure.infos)
-    patterns = [prunable] if isinstance(prunable, str) else list(prunable)
-    if not patterns:
-        raise PatternError("prunable is empty; expected patterns of parameter names, or None")
-    return select_infos(patterns, structure.infos, "prunable")
+    selectors = [prunable] if isinstance(prunable, str) else list(prunable)
+    if not selectors:
+        raise SelectorError("prunable is empty; expected selectors of parameter names, or None")
+    return select_infos(selectors, structure.infos, "prunable")
 
 
 def criterion_from(given: AnyCriterion) -> Criterion:

@@ -103,7 +103,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class ParamInfo:
-    """What a criterion or a pattern may know of a parameter besides its values."""
+    """What a criterion or a selector may know of a parameter besides its values."""
 
     name: str
     kind: str
@@ -147,7 +147,7 @@ class Structure:
 
     @cached_property
     def infos(self) -> tuple[ParamInfo, ...]:
-        """What patterns match against: every trained parameter, in order."""
+        """What selectors match against: every trained parameter, in order."""
         kernels = [site.name for site in self.sites if KINDS[site.kind].prunable]
         outputs = self.heads or kernels[-1:]  # without a graph, the last layer with a kernel
         return tuple(

@@ -1,4 +1,4 @@
-"""Counts, patterns, masks, allocations, schedules: the arithmetic under everything."""
+"""Counts, selectors, masks, allocations, schedules: the arithmetic under everything."""
 
 from fractions import Fraction
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import ltcore as lt
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
 from ltcore.counts import fraction, removed_by_rate, removed_by_sparsity
-from ltcore.errors import InvalidValueError, MaskError, PatternError
+from ltcore.errors import InvalidValueError, MaskError, SelectorError
 from ltcore.parameters import ParamInfo
-from ltcore.patterns import resolve, select_infos
+from ltcore.selectors import resolve, select_infos
 from ltcore.schedules import ConstantRate, OneShot, ToSparsity
 
 
@@ -74,7 +74,7 @@ def test_the_published_density_series_of_lenet():
     assert {n: seen[n] for n in published} == pytest.approx(published, abs=0.011)
 
 
-def test_patterns_the_last_match_decides():
+def test_selectors_the_last_match_decides():
     table = {"*": 1, "@conv": 2, "@output": 3}
     assert resolve(table, INFOS, "rate") == {
         "a.weight": ("*", 1), "b.weight": ("@conv", 2), "c.weight": ("@output", 3)
@@ -82,10 +82,10 @@ def test_patterns_the_last_match_decides():
     assert [i.name for i in select_infos(["c*", "a*"], INFOS, "x")] == ["a.weight", "c.weight"]
 
 
-@pytest.mark.parametrize("pattern", ["d.*", "@nothing", "A.weight"])
-def test_a_pattern_that_matches_nothing_is_an_error(pattern):
-    with pytest.raises(PatternError, match="rate: the pattern .* matches none.*a.weight"):
-        resolve({"*": 0.1, pattern: 0.2}, INFOS, "rate")
+@pytest.mark.parametrize("selector", ["d.*", "@nothing", "A.weight"])
+def test_a_selector_that_matches_nothing_is_an_error(selector):
+    with pytest.raises(SelectorError, match="rate: the selector .* matches none.*a.weight"):
+        resolve({"*": 0.1, selector: 0.2}, INFOS, "rate")
 
 
 def test_scopes_pool_what_competes():

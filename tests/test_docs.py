@@ -209,7 +209,7 @@ def test_public_signatures_use_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-    "module", ["ltcore.masks", "ltcore.plugins", "ltcore.patterns", "ltcore.counts"]
+    "module", ["ltcore.masks", "ltcore.plugins", "ltcore.selectors", "ltcore.counts"]
 )
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})

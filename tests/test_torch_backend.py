@@ -18,7 +18,7 @@ from ltcore.errors import (  # noqa: E402
     ModelError,
     ModelNotBuiltError,
     NothingPrunableError,
-    PatternError,
+    SelectorError,
 )
 from ltcore.plugins import detect  # noqa: E402
 from ltcore.testing import BackendConformance  # noqa: E402
@@ -297,7 +297,7 @@ def test_models_with_nothing_prunable():
             lt.prune(model, sparsity=0.5)
 
 
-def test_prunable_patterns_choose_and_fail_clearly():
+def test_prunable_selectors_choose_and_fail_clearly():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     assert list(lt.prune(model, 0.5, prunable=["*"], scope="layer").masks) == [
         "0.weight",
@@ -305,7 +305,7 @@ def test_prunable_patterns_choose_and_fail_clearly():
         "1.bias",
     ]
     assert lt.held(model).masks.emptied == ()
-    with pytest.raises(PatternError, match=r"prunable: the pattern 'fc\*' matches none.*2\.bias"):
+    with pytest.raises(SelectorError, match=r"prunable: the selector 'fc\*' matches none.*2\.bias"):
         lt.prune(mlp(), 0.5, prunable=["fc*"])
 
 

@@ -8,58 +8,58 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from ltcore.errors import PatternError
+from ltcore.errors import SelectorError
 from ltcore.layouts import KINDS
 from ltcore.parameters import ParamInfo
 
 Value = TypeVar("Value")
 
 
-def matches(pattern: str, info: ParamInfo) -> bool:
-    """Return whether ``pattern`` means the parameter ``info``."""
-    if pattern == "@output":
+def matches(selector: str, info: ParamInfo) -> bool:
+    """Return whether ``selector`` means the parameter ``info``."""
+    if selector == "@output":
         return info.is_output
-    if pattern.startswith("@"):
-        return info.kind == pattern[1:]
-    return fnmatchcase(info.name, pattern)
+    if selector.startswith("@"):
+        return info.kind == selector[1:]
+    return fnmatchcase(info.name, selector)
 
 
 def resolve(
     table: Mapping[str, Value], infos: Iterable[ParamInfo], argument: str
 ) -> dict[str, tuple[str, Value]]:
-    """Return ``{parameter name: (pattern that decided, its value)}``; unmatched names are absent.
+    """Return ``{parameter name: (selector that decided, its value)}``; unmatched names are absent.
 
     Args:
-        table: ``{pattern: value}``.
+        table: ``{selector: value}``.
         infos: the parameters to match.
         argument: name of the user's argument, for the error.
 
     Raises:
-        PatternError: a pattern matches no parameter at all.
+        SelectorError: a selector matches no parameter at all.
     """
     infos = tuple(infos)
-    for pattern in table:
-        if not any(matches(pattern, info) for info in infos):
-            raise PatternError(
-                f"{argument}: the pattern {pattern!r} matches none of the parameters "
+    for selector in table:
+        if not any(matches(selector, info) for info in infos):
+            raise SelectorError(
+                f"{argument}: the selector {selector!r} matches none of the parameters "
                 f"{[info.name for info in infos]}; use a glob over these names, '@output', or one "
                 f"of {['@' + kind for kind in KINDS]}"
             )
     chosen = {}
     for info in infos:
-        for pattern, value in table.items():
-            if matches(pattern, info):
-                chosen[info.name] = (pattern, value)
+        for selector, value in table.items():
+            if matches(selector, info):
+                chosen[info.name] = (selector, value)
     return chosen
 
 
 def select_infos(
-    patterns: Sequence[str], infos: tuple[ParamInfo, ...], argument: str
+    selectors: Sequence[str], infos: tuple[ParamInfo, ...], argument: str
 ) -> tuple[ParamInfo, ...]:
-    """Return the parameters that any of ``patterns`` means, in model order.
+    """Return the parameters that any of ``selectors`` means, in model order.
 
     Raises:
-        PatternError: a pattern matches no parameter.
+        SelectorError: a selector matches no parameter.
     """
-    chosen = resolve(dict.fromkeys(patterns), infos, argument)
+    chosen = resolve(dict.fromkeys(selectors), infos, argument)
     return tuple(info for info in infos if info.name in chosen)
