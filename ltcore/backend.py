@@ -234,8 +234,9 @@ class Backend(Protocol):
     ) -> dict[str, Array]:
         """Return, for every weight of ``names``, how strong the input is that it multiplies.
 
-        That is the root of the mean square of the input over all examples and output positions
-        of ``batches``; padding counts as zeros. Inference mode; targets are ignored.
+        That is the root of the mean square of the input over all examples of ``batches`` and
+        all output positions (input positions of a transposed convolution); padding counts as
+        zeros. Inference mode; targets are ignored.
 
         Returns:
             ``{name: array of the weight's canonical shape}``, which may be a broadcast view.
