@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ltcore.mappingfile import load_mapping, save_mapping
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
+    from ltcore.patterns import Pattern
     from ltcore.plugins import criterion
     from ltcore.rewinding import KeepTrained, RandomReinit, RewindContext, RewindPolicy, ToStep
     from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
@@ -50,6 +51,7 @@ _HOMES = {
     "OneShot": "schedules",
     "Param": "criteria",
     "ParamInfo": "parameters",
+    "Pattern": "patterns",
     "RandomReinit": "rewinding",
     "Rate": "allocation",
     "Report": "holds",
@@ -98,6 +100,7 @@ __all__ = [
     "OneShot",
     "Param",
     "ParamInfo",
+    "Pattern",
     "RandomReinit",
     "Rate",
     "Report",

@@ -15,28 +15,21 @@ from ltcore.holds import Existing, Hold, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.options import (
     AnyCriterion,
-    Batches,
-    Loss,
+    Named,
     allocation_from,
     criterion_from,
-    gradients_from,
-    name_of,
+    pattern_from,
+    plain,
     policy_from,
     prunable_from,
     schedule_from,
 )
+from ltcore.patterns import Pattern
+from ltcore.pruning import Pruning, next_masks
 from ltcore.rewinding import RewindPolicy
 from ltcore.schedules import Schedule
-from ltcore.search import (
-    Evaluate,
-    Plan,
-    Pruning,
-    Round,
-    Train,
-    check_train,
-    next_masks,
-    run_rounds,
-)
+from ltcore.search import Evaluate, Plan, Round, Train, check_train, run_rounds
+from ltcore.signals import Batches, Loss, Subject, check_measurable, rereadable
 from ltcore.ticket import Ticket, resolve_backend
 
 
@@ -60,10 +53,11 @@ class Search:
 
 def prune(
     model: Any,
-    sparsity: Amounts,
+    sparsity: Amounts | None = None,
     *,
     criterion: AnyCriterion = "magnitude",
-    scope: str | Allocation = "global",
+    scope: Named | Allocation = "global",
+    pattern: Named | Pattern = "unstructured",
     prunable: Sequence[str] | None = None,
     batches: Batches | None = None,
     loss: Loss | None = None,
@@ -77,9 +71,12 @@ def prune(
 
     Args:
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
-        sparsity: the fraction of weights removed, in [0, 1), or ``{selector: fraction}``.
-        criterion: what makes a weight important; higher score = keep.
+        sparsity: the fraction of weights removed, in [0, 1), or ``{selector: fraction}``; not
+            needed with a pattern that says it, such as ``"2:4"``.
+        criterion: what makes a weight important; higher score = keep. Here as in the next two: a
+            name, ``{"name": ..., option: value}``, or the thing itself.
         scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
+        pattern: the shape of sparsity: ``"unstructured"``, ``"2:4"``, ``"block"``, ``"channel"``.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -103,17 +100,27 @@ def prune(
     earlier = current.masks if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
+    shape = pattern_from(pattern)
     pruning = Pruning(
-        criterion_from(criterion), allocation_from(scope), Sparsity(sparsity), infos, structure
+        criterion_from(criterion), allocation_from(scope), _goal(sparsity, shape), infos, shape
     )
+    subject = Subject(driver, model, structure, batches, loss)
+    check_measurable(subject, pruning.criterion)
     chosen = next_masks(
         pruning,
         masks,
         {"weight": driver.read(model, structure, masks)},
-        gradients_from(driver, model, structure, batches, loss),
+        rereadable(subject, pruning.criterion),
         np.random.Generator(np.random.Philox(key=[seed, 0])),
     )
     return hold_model(model, driver, structure, chosen, existing="tighten")
+
+
+def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
+    wanted = sparsity if sparsity is not None or pattern is None else pattern.sparsity
+    if wanted is None:
+        raise InvalidValueError("sparsity is missing; 0.9 removes 90 % of the weights")
+    return Sparsity(wanted)
 
 
 def hold(
@@ -179,11 +186,12 @@ def iter_rounds(
     rounds: int | None = None,
     rate: Amounts | None = None,
     sparsity: Amounts | None = None,
-    schedule: str | Schedule | None = None,
-    rewind_to: int | str | RewindPolicy = 0,
+    schedule: Named | Schedule | None = None,
+    rewind_to: int | Named | RewindPolicy = 0,
     evaluate: Evaluate | None = None,
     criterion: AnyCriterion = "magnitude",
-    scope: str | Allocation = "global",
+    scope: Named | Allocation = "global",
+    pattern: Named | Pattern = "unstructured",
     prunable: Sequence[str] | None = None,
     batches: Batches | None = None,
     loss: Loss | None = None,
@@ -212,6 +220,7 @@ def iter_rounds(
         evaluate: returns a number or ``{metric: number}`` for the trained model.
         criterion: what makes a weight important; higher score = keep.
         scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
+        pattern: the shape of sparsity, as in `prune`.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -234,19 +243,29 @@ def iter_rounds(
             "batches is an iterator, which is empty after one round; give a list or a data loader"
         )
     structure = driver.describe(model, example)
+    rule, shape = criterion_from(criterion), pattern_from(pattern)
+    check_measurable(Subject(driver, model, structure, batches, loss), rule)
+    if shape and shape.sparsity is not None and rate is None and schedule is None:
+        sparsity = shape.sparsity if sparsity is None else sparsity
     plan = Plan(
         model=model,
         backend=driver,
         infos=prunable_from(structure, prunable),
         schedule=schedule_from(schedule, rounds, rate, sparsity),
-        criterion=criterion_from(criterion),
+        criterion=rule,
         allocation=allocation_from(scope),
-        scope=scope if isinstance(scope, str) else name_of(scope),
+        pattern=shape,
         policy=policy_from(rewind_to),
+        choices={
+            "criterion": plain(criterion),
+            "scope": plain(scope),
+            "pattern": plain(pattern),
+        },
         seed=seed,
         train=train,
         evaluate=evaluate,
-        gradients=gradients_from(driver, model, structure, batches, loss),
+        batches=batches,
+        loss=loss,
     )
     return run_rounds(plan, structure)
 
@@ -257,11 +276,12 @@ class RoundOptions(TypedDict, total=False):
     rounds: int | None
     rate: Amounts | None
     sparsity: Amounts | None
-    schedule: str | Schedule | None
-    rewind_to: int | str | RewindPolicy
+    schedule: Named | Schedule | None
+    rewind_to: int | Named | RewindPolicy
     evaluate: Evaluate | None
     criterion: AnyCriterion
-    scope: str | Allocation
+    scope: Named | Allocation
+    pattern: Named | Pattern
     prunable: Sequence[str] | None
     batches: Batches | None
     loss: Loss | None

@@ -22,8 +22,8 @@ def ltcore_register_backends() -> Iterable[BackendSpec]:
 def ltcore_register_criteria() -> Iterable[Spec]:
     """Offer the criteria that need weights only."""
     return [
-        Spec("magnitude", "ltcore.criteria:magnitude", "|w| after training"),
-        Spec("random", "ltcore.criteria:random", "uniform scores: the random-mask control"),
+        Spec("magnitude", "ltcore.weight_criteria:magnitude", "|w| after training"),
+        Spec("random", "ltcore.weight_criteria:random", "uniform scores: the random-mask control"),
     ]
 
 

@@ -20,7 +20,7 @@ from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.options import prunable_from
 from ltcore.parameters import Structure
-from ltcore.proof import restoring
+from ltcore.restoring import restoring
 from ltcore.ticket import GivenMapping, Ticket, make_ticket, origin, resolve_backend
 
 AnyPath: TypeAlias = str | PathLike[str]

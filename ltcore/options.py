@@ -1,27 +1,28 @@
 """What a user typed, turned into what it means, or refused before anything happens."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array
-from ltcore.backend import Backend
-from ltcore.criteria import Criterion, Param, as_criterion
-from ltcore.errors import CapabilityError, InvalidValueError, SelectorError
+from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
+from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
-from ltcore.selectors import select_infos
+from ltcore.patterns import Pattern
 from ltcore.rewinding import RewindPolicy, ToStep
 from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
-from ltcore.search import Gradients
+from ltcore.selectors import select_infos
 
-AnyCriterion: TypeAlias = str | Criterion | Callable[[Param], Array]
+Named: TypeAlias = str | Mapping[str, Any]
+"""A name, or ``{"name": ..., option: value}`` for what takes options."""
+
+AnyCriterion: TypeAlias = Named | Criterion | Callable[[Param], Array]
 """A name, a criterion, or a bare function of a `Param`."""
-
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-Loss: TypeAlias = Callable[[Any, Any], Any]
 
 
 def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
@@ -39,54 +40,112 @@ def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple
     return select_infos(selectors, structure.infos, "prunable")
 
 
-def criterion_from(given: AnyCriterion) -> Criterion:
+def criterion_from(given: Any) -> Criterion:
     """Return the criterion that was named or given; a bare function becomes one.
 
     Raises:
         UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no criterion.
+        InvalidValueError: it is no criterion, or does not take the options.
     """
-    if isinstance(given, str):
-        return as_criterion(plugins.load("criteria", given), given)
-    return as_criterion(given)
+    return as_criterion(*_named("criteria", given)) if _is_named(given) else as_criterion(given)
 
 
-def allocation_from(given: str | Allocation) -> Allocation:
+def allocation_from(given: Any) -> Allocation:
     """Return the allocation that was named or given.
 
     Raises:
         UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no allocation.
+        InvalidValueError: it is no allocation, or does not take the options.
     """
-    if isinstance(given, str):
-        loaded: Allocation = plugins.load("allocations", given)
-        return loaded
-    if callable(given):
-        return given
+    found = _named("allocations", given)[0] if _is_named(given) else given
+    if isinstance(found, type):
+        found = found()
+    if callable(found):
+        chosen: Allocation = found
+        return chosen
     raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
 
 
-def policy_from(given: int | str | RewindPolicy) -> RewindPolicy:
+def pattern_from(given: Any) -> Pattern | None:
+    """Return the pattern that was named or given; None for ``"unstructured"``.
+
+    ``"2:4"`` and the like are names of their own.
+
+    Raises:
+        UnknownNameError: nobody offers the name.
+        InvalidValueError: it is no pattern, or does not take the options.
+    """
+    if given is None or given == "unstructured":
+        return None
+    if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
+        given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
+    found = _named("patterns", given)[0] if _is_named(given) else given
+    if isinstance(found, type):
+        found = found()
+    if all(
+        hasattr(found, part) for part in ("name", "sparsity", "misfit", "units", "pool", "spread")
+    ):
+        chosen: Pattern = found
+        return chosen
+    raise InvalidValueError(
+        f"pattern is {given!r}; expected 'unstructured', 'n:m' such as '2:4', a name or a pattern"
+    )
+
+
+def policy_from(given: Any) -> RewindPolicy:
     """Return the rewind policy that was named or given; a whole number is a step.
 
     Raises:
         UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no policy.
+        InvalidValueError: it is no policy, or does not take the options.
     """
-    found: Any = plugins.load("rewind_policies", given) if isinstance(given, str) else given
-    if isinstance(found, type) or (isinstance(given, str) and callable(found)):
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        return ToStep(int(given))
+    found = _named("rewind_policies", given)[0] if _is_named(given) else given
+    if isinstance(found, type) or (_is_named(given) and not isinstance(found, RewindPolicy)):
         found = found()
     if isinstance(found, RewindPolicy):
         return found
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        return ToStep(int(given))
     raise InvalidValueError(
         f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
     )
 
 
+def _is_named(given: Any) -> bool:
+    return isinstance(given, str | Mapping)
+
+
+def _named(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, str]:
+    """Return what a name, or ``{"name": ..., option: value}``, stands for, and the name.
+
+    Raises:
+        UnknownNameError: nobody offers the name.
+        InvalidValueError: there is no name, or the options do not fit.
+    """
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InvalidValueError(f"{kind}: {given!r} has no 'name'; expected one, and its options")
+    target = plugins.load(kind, name)
+    return (_made(kind, name, target, options) if options else target), name
+
+
+def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
+    """Return ``target(**options)``."""
+    if not isinstance(target, type) and hasattr(target, "name"):
+        raise InvalidValueError(f"{kind} {name!r} takes no options, got {dict(options)}")
+    try:
+        inspect.signature(target).bind(**options)
+    except TypeError as error:
+        raise InvalidValueError(
+            f"{kind} {name!r} does not take {dict(options)}: {error}; it takes "
+            f"{inspect.signature(target)}"
+        ) from None
+    return target(**options)
+
+
 def schedule_from(
-    schedule: str | Schedule | None,
+    schedule: str | Mapping[str, Any] | Schedule | None,
     rounds: int | None,
     rate: Amounts | None,
     sparsity: Amounts | None,
@@ -99,7 +158,7 @@ def schedule_from(
     """
     options = {"rounds": rounds, "rate": rate, "sparsity": sparsity}
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(schedule, str):
+    if isinstance(schedule, str | Mapping):
         return _named_schedule(schedule, given)
     if schedule is not None:
         if given:
@@ -116,43 +175,34 @@ def schedule_from(
     return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
 
 
-def _named_schedule(name: str, given: dict[str, Any]) -> Schedule:
-    maker = plugins.load("schedules", name)
-    try:
-        inspect.signature(maker).bind(**given)
-    except TypeError as error:
-        raise InvalidValueError(f"schedule {name!r} does not take {given}: {error}") from None
-    made: Schedule = maker(**given)
+def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> Schedule:
+    named = {"name": given} if isinstance(given, str) else dict(given)
+    twice = sorted(named.keys() & options.keys())
+    if twice:
+        raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
+    merged = {**named, **options}
+    found = _named("schedules", merged)[0]
+    made: Schedule = found() if len(merged) == 1 else found
     return made
 
 
-def gradients_from(
-    driver: Backend,
-    model: Any,
-    structure: Structure,
-    batches: Batches | None,
-    loss: Loss | None,
-) -> Gradients | None:
-    """Return what computes gradients at the model's present weights; None without batches or loss.
+def plain(given: Any) -> Any:
+    """Return how a choice is told in a provenance: as it was typed, or as plain data.
 
-    Raises:
-        CapabilityError: the backend gives none.
+    Objects tell their options if they are dataclasses.
     """
-    if batches is None or loss is None:
-        return None
-    if "gradients" not in driver.capabilities:
-        raise CapabilityError(f"the backend {driver.name!r} gives no gradients")
-    return lambda: driver.gradients(model, structure, _some(batches), loss)
-
-
-def _some(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches; none at all would silently score everything 0."""
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise InvalidValueError("batches is empty; gradients need at least one (inputs, targets)")
+    if given is None or isinstance(given, str | int | float | bool):
+        return given
+    if isinstance(given, Mapping):
+        return {str(key): plain(value) for key, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [plain(value) for value in given]
+    name = getattr(given, "name", None)
+    name = name if isinstance(name, str) else name_of(given)
+    if is_dataclass(given) and not isinstance(given, FunctionCriterion | type):
+        told = {field.name: plain(getattr(given, field.name)) for field in fields(given)}
+        return {**told, "name": name} if told else name
+    return name
 
 
 def name_of(function: Any) -> str:

@@ -30,6 +30,7 @@ KINDS = (
     "rewind_policies",
     "schedules",
     "allocations",
+    "patterns",
     "tasks",
     "executors",
     "trackers",

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ltcore.arrays import Params
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class RewindContext:
-    """What a rewind policy may use. Params hold parameters and buffers.
+    """What a rewind policy may use. Params hold parameters and buffers, in canonical layout.
 
     Attributes:
         masks: the masks of the coming round.
@@ -19,12 +22,14 @@ class RewindContext:
         trained: params after the last update of the round that ended.
         redraw: returns fresh params from every layer's own initializer; differs by round,
             is the same for the same seed.
+        rng: a generator seeded by the run's seed and the round.
     """
 
     masks: Masks
     snapshots: Mapping[int, Params]
     trained: Params
     redraw: Callable[[], Params]
+    rng: "np.random.Generator"
 
 
 @runtime_checkable

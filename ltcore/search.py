@@ -10,18 +10,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Goal
+from ltcore.allocation import Allocation
 from ltcore.arrays import Params, check_finite, freeze
 from ltcore.backend import Backend
-from ltcore.criteria import Criterion, score
+from ltcore.criteria import Criterion
 from ltcore.errors import InvalidValueError, ModelError
 from ltcore.holds import hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
+from ltcore.patterns import Pattern
 from ltcore.plugins import registry
+from ltcore.pruning import Pruning, next_masks
 from ltcore.rewinding import RewindContext, RewindPolicy
 from ltcore.schedules import Schedule
-from ltcore.select import select
+from ltcore.signals import Batches, Loss, Subject
 from ltcore.ticket import Ticket, make_ticket, origin
 
 Train: TypeAlias = Callable[..., Any]
@@ -29,9 +31,6 @@ Train: TypeAlias = Callable[..., Any]
 
 Evaluate: TypeAlias = Callable[[Any], float | Mapping[str, float]]
 """Returns one number, or ``{metric: number}``."""
-
-Gradients: TypeAlias = Callable[[], Params]
-"""Returns the gradient of every trained parameter at the model's present weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,14 @@ class Plan:
     schedule: Schedule
     criterion: Criterion
     allocation: Allocation
-    scope: str
+    pattern: Pattern | None
     policy: RewindPolicy
+    choices: Mapping[str, Any]
     seed: int
     train: Train
     evaluate: Evaluate | None
-    gradients: Gradients | None
+    batches: Batches | None
+    loss: Loss | None
 
     @property
     def resumes(self) -> bool:
@@ -191,70 +192,16 @@ def _prune(
     snapshots: Mapping[int, Params],
     index: int,
 ) -> Masks:
-    signals = {
+    known = {
         "weight": plan.backend.read(plan.model, structure, masks),
         "initial": snapshots[0],
         "rewind": snapshots.get(plan.policy.resume_step, snapshots[0]),
     }
     pruning = Pruning(
-        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, structure
+        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, plan.pattern
     )
-    return next_masks(pruning, masks, signals, plan.gradients, _generator(plan.seed, index))
-
-
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """One pruning, with every choice made."""
-
-    criterion: Criterion
-    allocation: Allocation
-    goal: Goal
-    infos: tuple[ParamInfo, ...]
-    structure: Structure
-
-
-def next_masks(
-    pruning: Pruning,
-    masks: Masks,
-    signals: Mapping[str, Params],
-    gradients: Gradients | None,
-    rng: "np.random.Generator",
-) -> Masks:
-    """Return ``masks`` pruned to the goal.
-
-    Criterion and selection see canonical feature order, so that ties and random scores fall on
-    the same weights in every framework.
-
-    Raises:
-        InvalidValueError: the criterion needs a signal that was not given.
-    """
-    criterion, structure = pruning.criterion, pruning.structure
-    wanted = {name: signals[name] for name in signals if name in {"weight", *criterion.needs}}
-    if "gradient" in criterion.needs:
-        if gradients is None:
-            raise InvalidValueError(
-                f"criterion {criterion.name!r} needs gradients; give batches=[(inputs, targets), "
-                "...] and loss=, a function of (outputs, targets)"
-            )
-        wanted["gradient"] = gradients()
-    missing = sorted(criterion.needs - wanted.keys() - {"rng"})
-    if missing:
-        raise InvalidValueError(
-            f"criterion {criterion.name!r} needs {missing}, which only a search has; "
-            "use find_ticket or iter_rounds"
-        )
-    ordered = {name: in_canonical_order(arrays, structure) for name, arrays in wanted.items()}
-    before = Masks.adopt(in_canonical_order(masks, structure))
-    scores = score(criterion, ordered, before, pruning.infos, rng)
-    groups = pruning.allocation(pruning.goal, before, pruning.infos)
-    chosen = Masks.adopt(in_native_order(select(scores, before, groups), structure))
-    if chosen.emptied:
-        warnings.warn(
-            f"no weight survives in {list(chosen.emptied)}: no signal passes there; prune less, "
-            "or give these parameters a lower share",
-            stacklevel=3,
-        )
-    return chosen
+    subject = Subject(plan.backend, plan.model, structure, plan.batches, plan.loss)
+    return next_masks(pruning, masks, known, subject, _generator(plan.seed, index))
 
 
 def _rewind(
@@ -265,13 +212,29 @@ def _rewind(
     trained: Params,
     index: int,
 ) -> Params:
+    """Return where the coming round starts; policies see canonical feature order.
+
+    So what they draw falls on the same weights in every framework.
+    """
     seed = int(_generator(plan.seed, index).integers(2**31))
 
-    def redraw() -> Params:
-        return plan.backend.redraw(plan.model, structure, seed)
+    def ordered(params: Params) -> Params:
+        return in_canonical_order(params, structure)
 
-    rewound = plan.policy.rewind(RewindContext(masks, snapshots, trained, redraw))
-    return _checked(rewound, trained, structure, type(plan.policy).__name__)
+    def redraw() -> Params:
+        return ordered(plan.backend.redraw(plan.model, structure, seed))
+
+    context = RewindContext(
+        masks=Masks.adopt(in_canonical_order(masks, structure)),
+        snapshots={step: ordered(params) for step, params in snapshots.items()},
+        trained=ordered(trained),
+        redraw=redraw,
+        rng=_generator(plan.seed, index, stream=1),  # not that of random scores
+    )
+    rewound = _checked(
+        plan.policy.rewind(context), context.trained, structure, type(plan.policy).__name__
+    )
+    return in_native_order(rewound, structure)
 
 
 def _checked(rewound: Params, like: Params, structure: Structure, policy: str) -> Params:
@@ -322,8 +285,7 @@ def _story(
     """Return a round's provenance: plain JSON data."""
     told: dict[str, Any] = {
         **origin(plan.backend),
-        "criterion": plan.criterion.name,
-        "scope": plan.scope,
+        **plan.choices,
         "round": index,
         "rewind": _rewound_to(plan, index),
         "seed": plan.seed,
@@ -379,5 +341,5 @@ def check_train(train: Train) -> None:
         ) from None
 
 
-def _generator(seed: int, index: int) -> "np.random.Generator":
-    return np.random.Generator(np.random.Philox(key=[seed, index]))
+def _generator(seed: int, index: int, stream: int = 0) -> "np.random.Generator":
+    return np.random.Generator(np.random.Philox(key=[seed, index + (stream << 32)]))

@@ -12,9 +12,9 @@ import numpy as np
 
 from ltcore.allocation import Group
 from ltcore.arrays import Array
-from ltcore.criteria import Scores, raise_if_nan
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
+from ltcore.scoring import Scores, raise_if_nan
 
 BLOCK = 1 << 16
 SAMPLE = 1 << 17

@@ -22,7 +22,8 @@ from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore.plugins import backend_named, detect, registry
 from ltcore.probe import Probe, tolerance_for
-from ltcore.proof import record_probe, restoring
+from ltcore.proof import record_probe
+from ltcore.restoring import restoring
 from ltcore.ticketfile import TicketRecord
 
 GivenMapping: TypeAlias = Mapping[str, str] | str | PathLike[str] | None

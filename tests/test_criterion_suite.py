@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from ltcore.criteria import FunctionCriterion, magnitude, random
+from ltcore.criteria import FunctionCriterion
 from ltcore.testing import CriterionConformance
+from ltcore.weight_criteria import magnitude, random
 
 
 class TestMagnitude(CriterionConformance):

@@ -98,7 +98,10 @@ def test_the_plugin_page_runs(torch_world):
     lt.held(torch_world["model"]).release()
     scope = torch_world["first_half_only"]
     assert lt.prune(torch_world["model"], 0.5, scope=scope).masks.counts["0.weight"][0] == 512
-    exec(blocks[3].replace("ltcore_mine.rules:my_rule", "ltcore.criteria:magnitude"), torch_world)
+    exec(
+        blocks[3].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
+        torch_world,
+    )
     assert [spec.name for spec in torch_world["ltcore_register_criteria"]()] == ["my-rule"]
 
 

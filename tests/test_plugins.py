@@ -64,7 +64,7 @@ def test_every_shipped_target_loads(kind):
 def test_every_kind_has_a_hook_that_plugins_can_use(entries, kind):
     spec = BackendSpec if kind == "backends" else Spec
     hook = f"ltcore_register_{kind}"
-    entries("mine", **{hook: lambda: [spec("my-thing", "ltcore.criteria:magnitude")]})
+    entries("mine", **{hook: lambda: [spec("my-thing", "ltcore.weight_criteria:magnitude")]})
     offered = plugins.registry().offers[kind]["my-thing"]
     assert offered.origin == "mine-dist 1.2"
     assert plugins.load(kind, "my-thing").name == "magnitude"
@@ -158,7 +158,7 @@ def test_the_nearest_ancestor_decides(entries):
     user = type("Mine", (middle,), {"__module__": "__main__"})
     for name in ("alpha", "beta"):
         entries(name, ltcore_register_backends=lambda name=name: [
-            BackendSpec(name, "ltcore.criteria:magnitude",
+            BackendSpec(name, "ltcore.weight_criteria:magnitude",
                         roots=(name,))])  # fmt: skip
     seen = []
     plugins_instance = plugins._instance

@@ -1,6 +1,6 @@
 """The conformance suite of prune criteria: subclass it, and every promise is a test.
 
->>> from ltcore.criteria import magnitude
+>>> from ltcore.weight_criteria import magnitude
 >>> class TestMagnitude(CriterionConformance):
 ...     criterion = magnitude
 """

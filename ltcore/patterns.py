@@ -1,0 +1,98 @@
+"""Patterns: the shape of sparsity within a parameter, when it is not weight by weight.
+
+A pattern cuts a parameter into units that stay or go as a whole (blocks, channels), or orders the
+weights within small groups (n:m). Criterion, allocation and selection are the same as without
+one: they work on units, and ``sparsity`` is the fraction of units removed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ltcore.arrays import Array
+from ltcore.masks import Masks
+from ltcore.parameters import ParamInfo
+from ltcore.scoring import ArrayScores, Scores
+
+
+class Pattern(Protocol):
+    """How a parameter is cut into units. All shapes are canonical.
+
+    Attributes:
+        name: what a user types.
+        sparsity: the fraction of units that the pattern itself asks for; None if any will do.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a user types."""
+        ...
+
+    @property
+    def sparsity(self) -> float | None:
+        """The fraction of units removed that the pattern means; None if the user has to say."""
+        ...
+
+    def misfit(self, info: ParamInfo) -> str:
+        """Return why the pattern cannot be had in a parameter; empty if it can."""
+        ...
+
+    def units(self, mask: Array, info: ParamInfo) -> Array:
+        """Return the units' mask, bool: a unit is kept if any of its weights is."""
+        ...
+
+    def pool(self, scores: Array, mask: Array, info: ParamInfo) -> Array:
+        """Return the units' scores, of the shape of `units`, from those of the weights."""
+        ...
+
+    def spread(self, units: Array, info: ParamInfo) -> Array:
+        """Return the weights' mask, of ``info.shape``, from the units'."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Parameters as a pattern cuts them."""
+
+    pattern: Pattern
+    infos: tuple[ParamInfo, ...]
+
+    def masks(self, masks: Masks) -> Masks:
+        """Return the units' masks."""
+        return Masks.adopt({i.name: self.pattern.units(masks[i.name], i) for i in self.infos})
+
+    def unit_infos(self, masks: Masks) -> tuple[ParamInfo, ...]:
+        """Return what allocations may know of the units in ``masks``, those of `masks`."""
+        return tuple(replace(info, shape=masks[info.name].shape) for info in self.infos)
+
+    def scores(self, scores: Scores, masks: Masks) -> Scores:
+        """Return the units' scores."""
+        return ArrayScores(
+            {
+                info.name: self.pattern.pool(
+                    scores.block(info.name, slice(None)).reshape(info.shape),
+                    masks[info.name],
+                    info,
+                )
+                for info in self.infos
+            }
+        )
+
+    def spread(self, units: Masks, masks: Masks) -> Masks:
+        """Return ``masks`` without the weights of pruned units."""
+        spread = {info.name: self.pattern.spread(units[info.name], info) for info in self.infos}
+        return Masks.adopt(
+            {
+                name: np.asarray(mask & spread[name]) if name in spread else mask
+                for name, mask in masks.items()
+            }
+        )
+
+
+def cut(pattern: Pattern, infos: Sequence[ParamInfo]) -> tuple[Cut, dict[str, str]]:
+    """Return the parameters that ``pattern`` fits, cut, and ``{name: why}`` of the others."""
+    why = {info.name: pattern.misfit(info) for info in infos}
+    fitting = tuple(info for info in infos if not why[info.name])
+    return Cut(pattern, fitting), {name: reason for name, reason in why.items() if reason}
