@@ -111,6 +111,16 @@ def policy_from(given: Any) -> RewindPolicy:
     )
 
 
+_INNER = {"criteria": "criterion", "allocations": "allocation", "rewind_policies": "policy"}
+"""The option by which something is wrapped around another of its kind."""
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "criteria": criterion_from,
+    "allocations": allocation_from,
+    "rewind_policies": policy_from,
+}
+
+
 def _is_named(given: Any) -> bool:
     return isinstance(given, str | Mapping)
 
@@ -131,9 +141,12 @@ def _named(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
-    """Return ``target(**options)``."""
+    """Return ``target(**options)``; an option that is such a thing itself may be named too."""
     if not isinstance(target, type) and hasattr(target, "name"):
         raise InvalidValueError(f"{kind} {name!r} takes no options, got {dict(options)}")
+    if kind in _INNER and _INNER[kind] in options:
+        inner = _INNER[kind]
+        options = {**options, inner: _READERS[kind](options[inner])}
     try:
         inspect.signature(target).bind(**options)
     except TypeError as error:
