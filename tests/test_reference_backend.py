@@ -170,41 +170,41 @@ class HoldThatTravels(ReferenceBackend):
 
 
 class WatchOffByOne(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         class Late(NumpyWatch):
             def _count(self):
                 self._wanted = frozenset(step + 1 for step in steps)
                 super()._count()
                 self.snapshots = {s - 1: p for s, p in self.snapshots.items()}
 
-        return Late(model, lambda live: self.read(live, structure), steps)
+        return Late(model, lambda live: self.read(live, structure), steps, callback)
 
 
 class WatchThatCountsFromZeroTwice(ReferenceBackend):
-    def watch(self, model, structure, steps):
-        made = super().watch(model, structure, steps)
+    def watch(self, model, structure, steps, callback=None):
+        made = super().watch(model, structure, steps, callback)
         made.steps = 1
         return made
 
 
 class WatchThatAliases(ReferenceBackend):
-    def watch(self, model, structure, steps):
-        return NumpyWatch(model, lambda live: dict(live.arrays()), steps)
+    def watch(self, model, structure, steps, callback=None):
+        return NumpyWatch(model, lambda live: dict(live.arrays()), steps, callback)
 
 
 class WatchWithoutBuffers(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         trained = [name for name, _, role in structure.items() if not role.state]
-        return NumpyWatch(model, lambda live: self.read(live, structure, trained), steps)
+        return NumpyWatch(model, lambda live: self.read(live, structure, trained), steps, callback)
 
 
 class WatchThatNeverStops(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         class Endless(NumpyWatch):
             def stop(self):
                 pass
 
-        return Endless(model, lambda live: self.read(live, structure), steps)
+        return Endless(model, lambda live: self.read(live, structure), steps, callback)
 
 
 class WatchBeforeHold(HoldThatMasksWeightsOnly):
