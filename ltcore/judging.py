@@ -115,9 +115,11 @@ def scores_of(criterion: Criterion, param: Param) -> Array:
 
 
 def told(criterion: Criterion) -> str:
-    """Return what error messages call a criterion: its name, and whose it is."""
-    origin = origin_of("criteria", criterion)
-    return f"criterion {criterion.name!r}" + (f" of {origin}" if origin else "")
+    """Return what error messages call a criterion: its name, whose it is, and what is inside."""
+    origin, inner = origin_of("criteria", criterion), getattr(criterion, "criterion", None)
+    whose = f" of {origin}" if origin else ""
+    around = f" around {told(inner)}" if inner is not None else ""
+    return f"criterion {criterion.name!r}{whose}{around}"
 
 
 def rearranged(

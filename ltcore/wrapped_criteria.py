@@ -106,8 +106,8 @@ class _OneSign(_Wrapper):
         return np.where(right | np.isnan(scores), scores, _LOWEST)
 
 
-_LOWEST = np.float32(-1e18)
-"""Below any score that means something, and still finite when a pattern sums squares of it."""
+_LOWEST = np.float32(-1e15)
+"""Below any score that means something; a pattern may sum a hundred million squares of it."""
 
 
 @dataclass(frozen=True, slots=True)
