@@ -1,6 +1,5 @@
-"""Criteria that need weights only, criteria around another, and errors that say whose fault."""
+"""Criteria that need weights only, and criteria around another."""
 
-import types
 import warnings
 
 import numpy as np
@@ -10,18 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ltcore as lt
+from judged import masks_of, small
 from ltcore import plugins
 from ltcore.allocation import Sparsity, by_layer
-from ltcore.criteria import SIGNALS, FunctionCriterion, Param, as_criterion
-from ltcore.errors import InvalidValueError, NonFiniteError, UnknownNameError
-from ltcore.hookspecs import Spec, hookimpl
-from ltcore.judging import rearranged, score, scores_of
+from ltcore.criteria import SIGNALS, Param, as_criterion
+from ltcore.judging import score, scores_of
 from ltcore.options import criterion_from
 from ltcore.parameters import ParamInfo
-from ltcore.pruning import Pruning, next_masks
 from ltcore.select import select
-from ltcore.signals import Subject
-from ltcore.testing import CriterionConformance, Linear, NumpyModel, ReferenceBackend, Relu
+from ltcore.testing import CriterionConformance
 
 WRAPPERS = ("same_sign", "different_sign", "inverted", "shuffled")
 INNER = ("magnitude", "magnitude_increase", "random", "large_init_large_final", "synflow", "wanda")
@@ -98,7 +94,8 @@ def test_scores_by_hand(name, expected):
     right = [value for value in expected if value is not None]
     assert found[[value is not None for value in expected]].tolist() == right
     wrong = found[[value is None for value in expected]]
-    assert all(value < min(right) for value in wrong) and np.isfinite(wrong).all()
+    assert all(value < min(right) for value in wrong)
+    assert np.isfinite(wrong).all()
 
 
 finite = st.floats(-8, 8, width=32)
@@ -142,7 +139,8 @@ def test_the_wrong_sign_goes_before_any_of_the_right_sign(wrapper, inner):
 def test_blocks_of_wrapped_scores_can_be_summed():
     far = scores("large_final_same_sign", np.ones((500, 500)), -np.ones((500, 500)))
     with np.errstate(all="raise"):
-        assert np.isfinite(np.square(far).sum()) and np.isfinite(far.sum())
+        assert np.isfinite(np.square(far).sum())
+        assert np.isfinite(far.sum())
 
 
 # What is around another criterion
@@ -162,32 +160,12 @@ def test_a_wrapper_says_what_the_other_one_says():
 
 
 def test_inversion_keeps_what_would_go():
-    model, backend = small()
+    model = small()
     kept = {}
     for rule in ("magnitude", {"name": "inverted", "criterion": "magnitude"}):
-        kept[str(rule)] = masks_of(model, backend, rule, 0.5, allocation=by_layer)
+        kept[str(rule)] = masks_of(model, rule, 0.5, scope="layer")
     one, other = kept.values()
     assert all((one[name] ^ other[name]).all() for name in one)
-
-
-def small():
-    return NumpyModel([Linear(6, 5), Relu(), Linear(5, 4)]), ReferenceBackend()
-
-
-def masks_of(model, backend, rule, sparsity, *, allocation=None, masks=None, seed=0, known=None):
-    structure = backend.describe(model, np.ones((1, 6), np.float32))
-    infos = tuple(info for info in structure.infos if info.prunable)
-    before = masks or lt.Masks.ones({info.name: info.shape for info in infos})
-    pruning = Pruning(
-        criterion_from(rule), allocation or lt_global(), Sparsity(sparsity), infos
-    )  # fmt: skip
-    weights = {"weight": backend.read(model, structure, before), **(known or {})}
-    subject = Subject(backend, model, structure)
-    return next_masks(pruning, before, weights, subject, np.random.default_rng(seed))
-
-
-def lt_global():
-    return plugins.load("allocations", "global")
 
 
 SHUFFLED = {"name": "shuffled", "criterion": "magnitude"}
@@ -195,16 +173,16 @@ SHUFFLED = {"name": "shuffled", "criterion": "magnitude"}
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
 def test_a_shuffle_keeps_counts_and_nests(sparsity):
-    model, backend = small()
-    before = masks_of(model, backend, "random", 0.3)
+    model = small()
+    before = masks_of(model, "random", 0.3)
     more = 0.3 + 0.7 * sparsity
-    plain = masks_of(model, backend, "magnitude", more, masks=before)
-    mixed = masks_of(model, backend, SHUFFLED, more, masks=before)
+    plain = masks_of(model, "magnitude", more, masks=before)
+    mixed = masks_of(model, SHUFFLED, more, masks=before)
     assert mixed.counts == plain.counts
     assert mixed.nested_in(before)
     assert mixed != plain
-    assert mixed == masks_of(model, backend, SHUFFLED, more, masks=before)
-    assert mixed != masks_of(model, backend, SHUFFLED, more, masks=before, seed=1)
+    assert mixed == masks_of(model, SHUFFLED, more, masks=before)
+    assert mixed != masks_of(model, SHUFFLED, more, masks=before, seed=1)
 
 
 def test_a_shuffle_is_uniform():
@@ -223,10 +201,10 @@ def test_a_shuffle_is_uniform():
 
 def test_a_shuffle_of_an_inversion_passes_both_on():
     twice = {"name": "inverted", "criterion": SHUFFLED}
-    model, backend = small()
-    flat = masks_of(model, backend, twice, 0.5, allocation=by_layer)
-    plain = masks_of(model, backend, {"name": "inverted", "criterion": "magnitude"}, 0.5,
-                     allocation=by_layer)  # fmt: skip
+    model = small()
+    flat = masks_of(model, twice, 0.5, scope="layer")
+    plain = masks_of(model, {"name": "inverted", "criterion": "magnitude"}, 0.5,
+                     scope="layer")  # fmt: skip
     assert flat.counts == plain.counts
     assert flat != plain
 
@@ -271,136 +249,17 @@ def test_the_last_word_comes_after_the_last_pass():
             heard.append((before.kept, chosen.kept))
             return chosen
 
-    model, backend = small()
-    result = masks_of(model, backend, Listens(), 0.8)
-    assert heard[-1] == (50, 10) and heard.count((50, 10)) == 1
+    model = small()
+    result = masks_of(model, Listens(), 0.8)
+    assert heard[-1] == (50, 10)
+    assert heard.count((50, 10)) == 1
     assert result.kept == 10
 
 
-# Whose fault it is
-
-
-def rearranges(function):
-    return types.SimpleNamespace(
-        name="mine", needs=frozenset(), elementwise=True, score=lambda p: abs(p.weight),
-        rearrange=function,
-    )  # fmt: skip
-
-
-BEFORE = lt.Masks({"a": np.array([1, 1, 1, 0], bool), "b": np.ones((2, 2), bool)})
-CHOSEN = lt.Masks({"a": np.array([1, 1, 0, 0], bool), "b": np.ones((2, 2), bool)})
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda *_: None, "criterion 'mine' rearranged masks to NoneType.*'a', 'b'"),
-        (lambda *_: {"a": CHOSEN["a"]}, r"to \['a'\]; expected masks of \['a', 'b'\]"),
-        (lambda *_: {**CHOSEN, "a": CHOSEN["a"].astype(int)}, "'a'.*dtype int64; expected"),
-        (lambda *_: {**CHOSEN, "b": np.ones(4, bool)}, r"'b' to shape \(4,\).*\(2, 2\), bool"),
-        (lambda *_: BEFORE, "'a' to 3 kept; expected as many as before, 2"),
-        (lambda *_: {**CHOSEN, "a": CHOSEN["a"][::-1]}, "brought back 1 pruned weights of 'a'"),
-    ],
-)  # fmt: skip
-def test_a_last_word_that_breaks_a_promise_is_refused(function, message):
-    with pytest.raises(InvalidValueError, match=message):
-        rearranged(rearranges(function), BEFORE, CHOSEN, np.random.default_rng(0))
-
-
-BAD = {
-    "shape": (
-        lambda p: p.weight[:1],
-        r"gave scores of shape \(1, 6\) for 'layers.0.weight'; expected \(5, 6\)",
-    ),  # noqa: E501
-    "scalar": (
-        lambda p: 1.0,
-        r"gave scores of shape \(\) for 'layers.0.weight'; expected \(5, 6\)",
-    ),
-    "none": (lambda p: None, r"gave 'layers.0.weight' NoneType; expected an array.*\(5, 6\)"),
-    "object": (lambda p: p.weight.astype(object), "an array of dtype object; expected"),
-    "complex": (lambda p: p.weight + 0j, "an array of dtype complex64; expected"),
-    "ragged": (lambda p: [[1], [1, 2]], "gave 'layers.0.weight' list; expected"),
-    "nan": (lambda p: p.weight * np.nan, "parameter 'layers.0.weight': .* are NaN"),
-}
-
-
-@pytest.fixture
-def their_plugin(monkeypatch):
-    """Return a function that offers a criterion by an installed plugin of somebody's."""
-    real = list(plugins.entry_points(group="ltcore"))
-    module = types.ModuleType("their_rules")
-    module.ltcore_register_criteria = hookimpl(lambda: [Spec("theirs", "their_rules:rule")])
-    entry = types.SimpleNamespace(
-        name="theirs", value="their_rules", load=lambda: module,
-        dist=types.SimpleNamespace(name="their-dist", version="2.1"),
-    )  # fmt: skip
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [*real, entry])
-    monkeypatch.setitem(__import__("sys").modules, "their_rules", module)
-    plugins.registry.cache_clear()
-    yield lambda rule: setattr(module, "rule", rule)
-    plugins.registry.cache_clear()
-
-
-@pytest.mark.parametrize("elementwise", [True, False])
-@pytest.mark.parametrize("wrap", [None, *WRAPPERS])
-@pytest.mark.parametrize("bad", BAD)
-def test_bad_scores_name_criterion_plugin_and_parameter(their_plugin, bad, wrap, elementwise):
-    function, message = BAD[bad]
-    if elementwise and bad == "shape":
-        function, message = (lambda p: p.weight[1:]), r"shape \(\d+,\) for 'layers.0.weight'"
-    if elementwise:
-        message = message.replace(r"(5, 6\)", r"(\d+,\)")
-    their_plugin(FunctionCriterion("theirs", function, elementwise=elementwise))
-    rule = {"name": wrap, "criterion": "theirs"} if wrap else "theirs"
-    whose = "criterion 'theirs' of their-dist 2.1"
-    if bad == "nan" and wrap:
-        whose = f"around {whose}"
-    model, backend = small()
-    known = {"initial": backend.read(model, backend.describe(model))}
-    with pytest.raises(InvalidValueError, match=message) as caught:
-        masks_of(model, backend, rule, 0.5, known=known)
-    assert whose in str(caught.value)
-    assert isinstance(caught.value, NonFiniteError) == (bad == "nan")
-
-
-@pytest.mark.parametrize("made", ["function", "class", "object"])
-def test_the_origin_is_found_whatever_a_target_is(their_plugin, made):
-    class Rule:
-        name, needs, elementwise = "theirs", frozenset(), False
-
-        def score(self, param):
-            return None
-
-    their_plugin({"function": lambda param: None, "class": Rule, "object": Rule()}[made])
-    model, backend = small()
-    with pytest.raises(InvalidValueError, match="criterion 'theirs' of their-dist 2.1 gave"):
-        masks_of(model, backend, "theirs", 0.5)
-
-
-def test_a_criterion_of_nobody_has_no_origin():
-    model, backend = small()
-    with pytest.raises(InvalidValueError, match="^criterion '.*<lambda>' gave 'layers.0.weight'"):
-        masks_of(model, backend, lambda p: None, 0.5)
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_wrapper_without_the_other_says_what_it_takes(wrapper):
-    with pytest.raises(InvalidValueError, match=rf"{wrapper}.*criterion.*\(criterion"):
-        criterion_from(wrapper)
-    with pytest.raises(UnknownNameError, match="no criteria called 'magnitued'"):
-        criterion_from({"name": wrapper, "criterion": "magnitued"})
-
-
-def test_criteria_that_compare_with_initial_weights_belong_in_a_search():
-    model, backend = small()
-    with pytest.raises(InvalidValueError, match="'movement' needs.*initial.*find_ticket"):
-        lt.prune(model, 0.5, criterion="movement", backend=backend)
-
-
 def test_what_is_needed_is_known_to_all():
-    for given in everything():
-        assert criterion_from(given).needs <= set(SIGNALS)
-        assert as_criterion(criterion_from(given)).name
+    for named in everything():
+        assert criterion_from(named).needs <= set(SIGNALS)
+        assert as_criterion(criterion_from(named)).name
 
 
 def test_a_search_by_movement_keeps_what_moved():
