@@ -84,7 +84,11 @@ def next_masks(
         if pieces:
             scores = pieces.scores(scores, current)
         units = select(scores, units, _part_way(groups, start, units, index / passes))
-        current = pieces.spread(units, current) if pieces else units
+        if pieces:
+            pieces.check(units)
+            current = pieces.spread(units, current)
+        else:
+            current = units
     _warn_if_emptied(current)
     return Masks.adopt(in_native_order(current, structure))
 
