@@ -81,4 +81,20 @@ def ltcore_register_allocations() -> Iterable[Spec]:
     return [
         Spec("global", "ltcore.allocation:by_global", "all parameters compete"),
         Spec("layer", "ltcore.allocation:by_layer", "each parameter loses its own share"),
+        Spec("uniform", "ltcore.shares:uniform", "the same sparsity in every parameter"),
+        Spec("erk", "ltcore.shares:Erk", "density as sum(dims) / prod(dims)"),
+        Spec("smart-ratio", "ltcore.shares:SmartRatio", "density falls with depth"),
+        Spec("keep-dense", "ltcore.guards:KeepDense", "around another: first and last stay dense"),
+        Spec("floor", "ltcore.guards:Floor", "around another: survivors in every parameter"),
+    ]
+
+
+@hookimpl
+def ltcore_register_patterns() -> Iterable[Spec]:
+    """Offer the shapes of sparsity."""
+    return [
+        Spec("n:m", "ltcore.nm_pattern:NM", "n of every m along the inputs; type 2:4, 4:8, ..."),
+        Spec("block", "ltcore.unit_patterns:Block", "tiles over outputs and inputs"),
+        Spec("channel", "ltcore.unit_patterns:Channel", "output channels and neurons"),
+        Spec("input-channel", "ltcore.unit_patterns:InputChannel", "input channels and features"),
     ]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ltcore.allocation import Allocation
+from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Params, check_finite, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion
@@ -296,9 +296,15 @@ def _story(
     }
     if index:
         goal = plan.schedule.goal(index)
-        shared = dict(goal.amounts) if isinstance(goal.amounts, Mapping) else goal.amounts
-        told["goal"] = {type(goal).__name__.lower(): shared}
+        told["goal"] = {type(goal).__name__.lower(): _plain(goal.amounts)}
     return told
+
+
+def _plain(amounts: Amounts) -> float | dict[str, float]:
+    """Return ``amounts`` as JSON has them: it knows no fractions."""
+    if isinstance(amounts, Mapping):
+        return {selector: float(share) for selector, share in amounts.items()}
+    return float(amounts)
 
 
 def _rewound_to(plan: Plan, index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Suites that show whether a backend or a criterion keeps its promises; needs no framework."""
+"""Suites that show whether a plugin's parts keep their promises; they need no framework."""
 
 import sys
 
@@ -11,11 +11,15 @@ if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in
         "ltcore.testing.suite_gradients",
         "ltcore.testing.suite_training",
         "ltcore.testing.criterion_suite",
+        "ltcore.testing.allocation_suite",
+        "ltcore.testing.pattern_suite",
     )
 
+from ltcore.testing.allocation_suite import AllocationConformance
 from ltcore.testing.backend_suite import BackendConformance, Failure, check_backend
 from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
 from ltcore.testing.criterion_suite import CriterionConformance
+from ltcore.testing.pattern_suite import PatternConformance
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_layers import (
     BatchNorm,
@@ -34,6 +38,7 @@ from ltcore.testing.reference_model import NumpyModel, Sgd, differentiate, fit, 
 
 __all__ = [
     "CASES",
+    "AllocationConformance",
     "BackendConformance",
     "BatchNorm",
     "Case",
@@ -49,6 +54,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "NumpyModel",
+    "PatternConformance",
     "ReferenceBackend",
     "Relu",
     "Sgd",
