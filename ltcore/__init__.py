@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.patterns import Pattern
     from ltcore.plugins import criterion
-    from ltcore.rewinding import KeepTrained, RandomReinit, RewindContext, RewindPolicy, ToStep
-    from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
+    from ltcore.rewind_draws import LayerConstant, RandomReinit, Resample, RewindNoise
+    from ltcore.rewind_points import KeepTrained, LearningRateRewind, ToStep
+    from ltcore.rewinding import RewindContext, RewindPolicy
+    from ltcore.schedules import ConstantRate, OneShot, Polynomial, Schedule, ToSparsity
     from ltcore.search import Round
     from ltcore.ticket import Ticket
 
@@ -45,17 +47,22 @@ _HOMES = {
     "Group": "allocation",
     "Hold": "holds",
     "Interface": "parameters",
-    "KeepTrained": "rewinding",
+    "KeepTrained": "rewind_points",
+    "LayerConstant": "rewind_draws",
+    "LearningRateRewind": "rewind_points",
     "LtcoreError": "errors",
     "Masks": "masks",
     "OneShot": "schedules",
     "Param": "criteria",
     "ParamInfo": "parameters",
     "Pattern": "patterns",
-    "RandomReinit": "rewinding",
+    "Polynomial": "schedules",
+    "RandomReinit": "rewind_draws",
     "Rate": "allocation",
     "Report": "holds",
+    "Resample": "rewind_draws",
     "RewindContext": "rewinding",
+    "RewindNoise": "rewind_draws",
     "RewindPolicy": "rewinding",
     "Role": "parameters",
     "Round": "search",
@@ -67,7 +74,7 @@ _HOMES = {
     "Structure": "parameters",
     "Ticket": "ticket",
     "ToSparsity": "schedules",
-    "ToStep": "rewinding",
+    "ToStep": "rewind_points",
     "criterion": "plugins",
     "find_ticket": "api",
     "from_checkpoint": "convert",
@@ -95,16 +102,21 @@ __all__ = [
     "Hold",
     "Interface",
     "KeepTrained",
+    "LayerConstant",
+    "LearningRateRewind",
     "LtcoreError",
     "Masks",
     "OneShot",
     "Param",
     "ParamInfo",
     "Pattern",
+    "Polynomial",
     "RandomReinit",
     "Rate",
     "Report",
+    "Resample",
     "RewindContext",
+    "RewindNoise",
     "RewindPolicy",
     "Role",
     "Round",

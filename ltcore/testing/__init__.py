@@ -1,4 +1,4 @@
-"""Suites that show whether a backend or a criterion keeps its promises; needs no framework."""
+"""Suites that show whether a plugin's part keeps its promises; needs no framework."""
 
 import sys
 
@@ -10,6 +10,8 @@ if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in
         "ltcore.testing.suite_values",
         "ltcore.testing.suite_training",
         "ltcore.testing.criterion_suite",
+        "ltcore.testing.rewind_suite",
+        "ltcore.testing.schedule_suite",
     )
 
 from ltcore.testing.backend_suite import BackendConformance, Failure, check_backend
@@ -30,6 +32,8 @@ from ltcore.testing.reference_layers import (
     Relu,
 )
 from ltcore.testing.reference_model import NumpyModel, Sgd, differentiate, fit, mean_squared_error
+from ltcore.testing.rewind_suite import RewindConformance
+from ltcore.testing.schedule_suite import ScheduleConformance
 
 __all__ = [
     "CASES",
@@ -50,6 +54,8 @@ __all__ = [
     "NumpyModel",
     "ReferenceBackend",
     "Relu",
+    "RewindConformance",
+    "ScheduleConformance",
     "Sgd",
     "canonical_inputs",
     "canonical_targets",
