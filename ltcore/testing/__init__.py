@@ -8,6 +8,7 @@ if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in
     pytest.register_assert_rewrite(
         "ltcore.testing.suite_hooks",
         "ltcore.testing.suite_values",
+        "ltcore.testing.suite_gradients",
         "ltcore.testing.suite_training",
         "ltcore.testing.criterion_suite",
         "ltcore.testing.rewind_suite",
