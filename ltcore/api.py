@@ -28,7 +28,7 @@ from ltcore.patterns import Pattern
 from ltcore.pruning import Pruning, next_masks
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, Subject, check_measurable, rereadable
+from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
 from ltcore.ticket import Ticket, resolve_backend
 
 
@@ -241,10 +241,7 @@ def iter_rounds(
     check_resumes(policy, train)
     if held_by(driver, model):
         raise HoldError("the model is held already; release that hold before a search")
-    if batches is not None and iter(batches) is batches:
-        raise InvalidValueError(
-            "batches is an iterator, which is empty after one round; give a list or a data loader"
-        )
+    check_rereadable(batches, "one round")
     structure = driver.describe(model, example)
     rule, shape = criterion_from(criterion), pattern_from(pattern)
     check_measurable(Subject(driver, model, structure, batches, loss), rule)

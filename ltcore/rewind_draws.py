@@ -151,8 +151,9 @@ class LayerConstant:
         return {**initial, **constant}
 
     def _constant(self, initial: Array, rng: "np.random.Generator") -> Array:
-        random = self.sign == "random"
-        return signed_constant(initial, rng.standard_normal(initial.shape) if random else initial)
+        if self.sign == "kept":
+            return signed_constant(initial, initial)
+        return signed_constant(initial, np.asarray(rng.standard_normal(initial.shape)))
 
     def describe(self) -> dict[str, Any]:
         """Return kind and options."""
