@@ -100,6 +100,10 @@ class Engine:
         """Return a copy of the values of a tensor or variable."""
         return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
+    def has_value(self, tensor: Any) -> bool:
+        """Whether a tensor stands for numbers that are known now."""
+        return True
+
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``."""
         variable.assign(array)

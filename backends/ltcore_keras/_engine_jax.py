@@ -81,6 +81,10 @@ class Jax(Engine):
         context: AbstractContextManager[None] = switch(True)
         return context
 
+    def has_value(self, tensor: Any) -> bool:
+        """Whether nothing traces what is done to ``tensor``."""
+        return not isinstance(tensor, jax.core.Tracer)
+
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``; JAX itself would use its memory."""
         variable.assign(array.copy())
