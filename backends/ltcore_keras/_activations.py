@@ -110,8 +110,8 @@ def _author(layer: Any) -> type:
 def _strength(meter: _Meter) -> Array:
     if not meter.positions:
         raise CapabilityError(
-            f"the layer of {meter.name!r} is not called on these batches, so its inputs are not known; "
-            "leave the parameter out, or call the layer rather than use its weight"
+            f"the layer of {meter.name!r} is not called on these batches, so its inputs are not "
+            "known; leave the parameter out, or call the layer rather than use its weight"
         )
     rms: Array = np.sqrt(np.asarray(meter.total) / meter.positions).astype(np.float32)
     return np.broadcast_to(rms, meter.slot.shape)

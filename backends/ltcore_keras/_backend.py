@@ -84,14 +84,20 @@ class KerasBackend:
         """Keep pruned weights at zero."""
         return KerasHold(model, masks)
 
-    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> KerasWatch:
-        """Count updates and take snapshots."""
+    def watch(
+        self,
+        model: Any,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> KerasWatch:
+        """Count updates, take snapshots and call back."""
         slots = sites_of(model)[1]
 
         def read(variables: Mapping[str, Any]) -> dict[str, Array]:
             return _canonical(variables, slots)
 
-        return KerasWatch(model, slots, read, steps, example_of(structure, model))
+        return KerasWatch(model, slots, read, steps, example_of(structure, model), callback)
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
         """Empty the optimizers known to train the model, their counts at ``step``."""

@@ -149,7 +149,7 @@ class Jax(Engine):
         """Whether the variables hold the weights, and not arguments of a step."""
         return not in_stateless_scope() and not _in_fit()
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
         """Return ears between the steps of every ``fit`` that begins from now on."""
 
         def told(original: Any, model: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
