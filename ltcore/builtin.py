@@ -57,11 +57,19 @@ def _wrapped_criteria() -> Iterator[Spec]:
 
 @hookimpl
 def ltcore_register_rewind_policies() -> Iterable[Spec]:
-    """Offer the policies that take no options; a step is given as a number."""
+    """Offer the policies; a step is given as a number, too."""
+    points, draws = "ltcore.rewind_points:", "ltcore.rewind_draws:"
     return [
-        Spec("initialization", "ltcore.rewinding:ToStep.initialization", "back to step 0"),
-        Spec("trained", "ltcore.rewinding:KeepTrained", "keep trained weights (fine-tuning)"),
-        Spec("reinit", "ltcore.rewinding:RandomReinit", "draw anew: the reinit control"),
+        Spec("initialization", f"{points}ToStep.initialization", "back to step 0"),
+        Spec("step", f"{points}ToStep", "back to a step"),
+        Spec("epoch", f"{points}ToStep.epoch", "back to epoch, of steps_per_epoch"),
+        Spec("fraction", f"{points}ToStep.fraction", "back to a fraction of steps"),
+        Spec("trained", f"{points}KeepTrained", "keep trained weights (fine-tuning)"),
+        Spec("learning-rate", f"{points}LearningRateRewind", "keep weights, schedule back to step"),
+        Spec("reinit", f"{draws}RandomReinit", "draw anew: the reinit control; keep_sign"),
+        Spec("resample", f"{draws}Resample", "from survivors' initial values; keep_sign, replace"),
+        Spec("constant", f"{draws}LayerConstant", "one size a layer; sign kept or random"),
+        Spec("noise", f"{draws}RewindNoise", "rewind point (step) with noise of scale"),
     ]
 
 
@@ -72,6 +80,7 @@ def ltcore_register_schedules() -> Iterable[Spec]:
         Spec("constant", "ltcore.schedules:ConstantRate", "the same rate every round"),
         Spec("to-sparsity", "ltcore.schedules:ToSparsity", "a sparsity in n equal steps"),
         Spec("one-shot", "ltcore.schedules:OneShot", "a sparsity in one pruning"),
+        Spec("polynomial", "ltcore.schedules:Polynomial", "a sparsity, fast at first; power"),
     ]
 
 
@@ -81,4 +90,20 @@ def ltcore_register_allocations() -> Iterable[Spec]:
     return [
         Spec("global", "ltcore.allocation:by_global", "all parameters compete"),
         Spec("layer", "ltcore.allocation:by_layer", "each parameter loses its own share"),
+        Spec("uniform", "ltcore.shares:uniform", "the same sparsity in every parameter"),
+        Spec("erk", "ltcore.shares:Erk", "density as sum(dims) / prod(dims)"),
+        Spec("smart-ratio", "ltcore.shares:SmartRatio", "density falls with depth"),
+        Spec("keep-dense", "ltcore.guards:KeepDense", "around another: first and last stay dense"),
+        Spec("floor", "ltcore.guards:Floor", "around another: survivors in every parameter"),
+    ]
+
+
+@hookimpl
+def ltcore_register_patterns() -> Iterable[Spec]:
+    """Offer the shapes of sparsity."""
+    return [
+        Spec("n:m", "ltcore.nm_pattern:NM", "n of every m along the inputs; type 2:4, 4:8, ..."),
+        Spec("block", "ltcore.unit_patterns:Block", "tiles over outputs and inputs"),
+        Spec("channel", "ltcore.unit_patterns:Channel", "output channels and neurons"),
+        Spec("input-channel", "ltcore.unit_patterns:InputChannel", "input channels and features"),
     ]

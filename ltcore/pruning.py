@@ -85,7 +85,11 @@ def next_masks(
         if pieces:
             scores = pieces.scores(scores, current)
         units = select(scores, units, _part_way(groups, start, units, index / passes))
-        current = pieces.spread(units, current) if pieces else units
+        if pieces:
+            pieces.check(units)
+            current = pieces.spread(units, current)
+        else:
+            current = units
     units = rearranged(criterion, start, units, rng)
     current = pieces.spread(units, before) if pieces else units
     _warn_if_emptied(current)
