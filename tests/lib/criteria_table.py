@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from ltcore.options import criterion_from
@@ -16,7 +17,9 @@ from ltcore.plugins import registry
 
 MARK = "<!-- table -->"
 SOURCE = re.compile(
-    r"(?:[A-Z]\w+(?: and [A-Z]\w+| et al\.) \d{4})(?: \(arXiv [\d.]+\))?(?:, (?:section|appendix) [\w.]+\w)?"
+    r"[A-Z]\w+(?: and [A-Z]\w+| et al\.) \d{4}"
+    r"(?: \(arXiv [\d.]+\))?"
+    r"(?:, (?:section|appendix|the ablation) [\w.\" ]*[\w\"])?"
 )
 
 
@@ -27,8 +30,11 @@ def sources(target: str) -> str:
     assert found is not None
     assert found.origin is not None
     body = ast.parse(Path(found.origin).read_text()).body
-    texts = [_docstring(node, following) for node, following in zip(body, body[1:] + [None])
-             if attribute in _names(node)]  # fmt: skip
+    texts = [
+        _docstring(node, following)
+        for node, following in pairwise([*body, None])
+        if node and attribute in _names(node)
+    ]
     return "; ".join(SOURCE.findall(" ".join(" ".join(texts).split())))
 
 
