@@ -186,7 +186,7 @@ def _halved(pieces: Cut, masks: Masks, seed: int, share: float = 1.0) -> Masks:
     """Return the units after ``share`` of what the pattern means (or half) is gone."""
     units = pieces.masks(masks)
     rng = np.random.default_rng(seed)
-    scores = ArrayScores({n: rng.random(mask.shape) for n, mask in masks.items()})
+    scores = ArrayScores({n: np.asarray(rng.random(m.shape)) for n, m in masks.items()})
     most = pieces.pattern.sparsity or 0.5
     groups = []
     for name, (kept, total) in units.counts.items():
