@@ -173,7 +173,11 @@ class PatternConformance:
 def masks_of(info: ParamInfo) -> list[Array]:
     """Return masks to try a parameter with, the same every time."""
     rng = np.random.default_rng(0)
-    return [np.ones(info.shape, np.bool_), *(rng.random(info.shape) < s for s in (0.7, 0.2, 0.0))]
+    halves = [np.ones(info.shape, np.bool_) for _ in info.shape]
+    for axis, mask in enumerate(halves):  # whole slices gone
+        np.moveaxis(mask, axis, 0)[1::2] = False
+    masks = [np.asarray(rng.random(info.shape) < share) for share in (0.7, 0.2, 0.0)]
+    return [np.ones(info.shape, np.bool_), *halves, *masks]
 
 
 def scores_of(info: ParamInfo) -> Array:
@@ -186,7 +190,7 @@ def _halved(pieces: Cut, masks: Masks, seed: int, share: float = 1.0) -> Masks:
     """Return the units after ``share`` of what the pattern means (or half) is gone."""
     units = pieces.masks(masks)
     rng = np.random.default_rng(seed)
-    scores = ArrayScores({n: rng.random(mask.shape) for n, mask in masks.items()})
+    scores = ArrayScores({n: np.asarray(rng.random(m.shape)) for n, m in masks.items()})
     most = pieces.pattern.sparsity or 0.5
     groups = []
     for name, (kept, total) in units.counts.items():
