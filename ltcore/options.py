@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
-from ltcore.arrays import Array
+from ltcore.arrays import Array, Params
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
-from ltcore.rewinding import RewindPolicy, ToStep
-from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
+from ltcore.rewind_points import ToStep
+from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
+from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
 
 Named: TypeAlias = str | Mapping[str, Any]
@@ -23,6 +24,12 @@ Named: TypeAlias = str | Mapping[str, Any]
 
 AnyCriterion: TypeAlias = Named | Criterion | Callable[[Param], Array]
 """A name, a criterion, or a bare function of a `Param`."""
+
+AnyPolicy: TypeAlias = int | Named | RewindPolicy | Callable[[RewindContext], Params]
+"""A step, a name, a policy, or a bare function of a `RewindContext`."""
+
+AnySchedule: TypeAlias = Named | Schedule | Callable[[int], Amounts]
+"""A name, a schedule, or a function that returns the sparsity due after that many prunings."""
 
 
 def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
@@ -93,7 +100,9 @@ def pattern_from(given: Any) -> Pattern | None:
 
 
 def policy_from(given: Any) -> RewindPolicy:
-    """Return the rewind policy that was named or given; a whole number is a step.
+    """Return the rewind policy that was named or given.
+
+    A whole number is a step, and a function of a `RewindContext` is a policy.
 
     Raises:
         UnknownNameError: nobody offers the name.
@@ -101,14 +110,25 @@ def policy_from(given: Any) -> RewindPolicy:
     """
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
-    found = _named("rewind_policies", given)[0] if _is_named(given) else given
-    if isinstance(found, type) or (_is_named(given) and not isinstance(found, RewindPolicy)):
-        found = found()
+    found, name = _named("rewind_policies", given) if _is_named(given) else (given, "")
+    if isinstance(found, type) or (name and _is_maker(found, "context")):
+        found = _made("rewind_policies", name or name_of(found), found, {})
     if isinstance(found, RewindPolicy):
         return found
+    if callable(found):
+        return FunctionPolicy(found, name or name_of(found))
     raise InvalidValueError(
-        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
+        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name, a policy or "
+        "a function of a RewindContext"
     )
+
+
+def _is_maker(target: Any, argument: str) -> bool:
+    """Whether a plugin's function makes a thing from options; else it is the thing itself.
+
+    It is if its only argument is ``argument``, what a bare function of its kind is called with.
+    """
+    return inspect.isroutine(target) and [*inspect.signature(target).parameters] != [argument]
 
 
 _INNER = {"criteria": "criterion", "allocations": "allocation", "rewind_policies": "policy"}
@@ -158,12 +178,14 @@ def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
 
 
 def schedule_from(
-    schedule: str | Mapping[str, Any] | Schedule | None,
+    schedule: AnySchedule | None,
     rounds: int | None,
     rate: Amounts | None,
     sparsity: Amounts | None,
 ) -> Schedule:
     """Return the schedule that ``rounds``, ``rate`` and ``sparsity`` make, or the one given.
+
+    A function of the round is a schedule with ``rounds``.
 
     Raises:
         UnknownNameError: nobody offers the name.
@@ -174,9 +196,7 @@ def schedule_from(
     if isinstance(schedule, str | Mapping):
         return _named_schedule(schedule, given)
     if schedule is not None:
-        if given:
-            raise InvalidValueError(f"schedule= is given, and also {given}; give one of them")
-        return schedule
+        return _given_schedule(schedule, given)
     if (rate is None) == (sparsity is None):
         raise InvalidValueError(
             f"rate is {rate!r} and sparsity is {sparsity!r}; give one of them: rate=0.2 removes "
@@ -188,14 +208,37 @@ def schedule_from(
     return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
 
 
+def _given_schedule(
+    schedule: Schedule | Callable[[int], Amounts], options: dict[str, Any]
+) -> Schedule:
+    is_function = not hasattr(schedule, "goal")
+    twice = options.keys() - ({"rounds"} if is_function else set())
+    if twice:
+        raise InvalidValueError(f"schedule= is given, and also {sorted(twice)}; give one of them")
+    if not is_function and not isinstance(schedule, type):
+        chosen: Schedule = schedule  # type: ignore[assignment]
+        return chosen
+    if isinstance(schedule, type) or not callable(schedule):
+        raise InvalidValueError(
+            f"schedule is {schedule!r}; expected a name, an object with rounds and goal(), or a "
+            "function of the round that returns a sparsity"
+        )
+    if "rounds" not in options:
+        raise InvalidValueError("schedule= is a function; say with rounds= how many rounds it has")
+    return FunctionSchedule(schedule, options["rounds"])
+
+
 def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> Schedule:
     named = {"name": given} if isinstance(given, str) else dict(given)
     twice = sorted(named.keys() & options.keys())
     if twice:
         raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
     merged = {**named, **options}
-    found = _named("schedules", merged)[0]
-    made: Schedule = found() if len(merged) == 1 else found
+    found, name = _named("schedules", {"name": merged.get("name")})
+    if inspect.isroutine(found) and not _is_maker(found, "round_index"):
+        return _given_schedule(found, {key: merged[key] for key in merged if key != "name"})
+    del merged["name"]
+    made: Schedule = _made("schedules", name, found, merged)
     return made
 
 

@@ -118,7 +118,7 @@ def _select_group(
         wanted = kept - remove - above
         found = sum(c.positions.size for c in candidates)
         if 0 <= wanted <= found:
-            _settle(chosen, candidates, found, wanted)
+            _settle(chosen, candidates, found, wanted, scores.source)
             return chosen
         deviations *= 4  # the sample misled; in the end the bracket holds everything
 
@@ -134,7 +134,7 @@ def _sample(scores: Scores, masks: Masks, names: tuple[str, ...], stride: int) -
             mask = masks[name].reshape(-1)[where]
             part = part[mask]
         if np.isnan(part).any():
-            raise_if_nan(part, np.True_, name)
+            raise_if_nan(part, np.True_, name, scores.source)
         parts.append(part)
         offset += total
     return np.concatenate(parts)
@@ -184,6 +184,7 @@ def _settle(
     candidates: list[_Candidates],
     found: int,
     wanted: int,
+    source: str,
 ) -> None:
     """Keep the ``wanted`` best of the candidates, in place; among equals the earlier ones."""
     if not found:
@@ -191,7 +192,7 @@ def _settle(
     values = np.concatenate([c.scores for c in candidates])
     if np.isnan(values).any():
         for candidate in candidates:
-            raise_if_nan(candidate.scores, np.True_, candidate.name)
+            raise_if_nan(candidate.scores, np.True_, candidate.name, source)
     if not wanted:
         return
     values.partition(found - wanted)

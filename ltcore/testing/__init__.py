@@ -8,10 +8,13 @@ if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in
     pytest.register_assert_rewrite(
         "ltcore.testing.suite_hooks",
         "ltcore.testing.suite_values",
+        "ltcore.testing.suite_gradients",
         "ltcore.testing.suite_training",
         "ltcore.testing.criterion_suite",
         "ltcore.testing.allocation_suite",
         "ltcore.testing.pattern_suite",
+        "ltcore.testing.rewind_suite",
+        "ltcore.testing.schedule_suite",
     )
 
 from ltcore.testing.allocation_suite import AllocationConformance
@@ -34,6 +37,8 @@ from ltcore.testing.reference_layers import (
     Relu,
 )
 from ltcore.testing.reference_model import NumpyModel, Sgd, differentiate, fit, mean_squared_error
+from ltcore.testing.rewind_suite import RewindConformance
+from ltcore.testing.schedule_suite import ScheduleConformance
 
 __all__ = [
     "CASES",
@@ -56,6 +61,8 @@ __all__ = [
     "PatternConformance",
     "ReferenceBackend",
     "Relu",
+    "RewindConformance",
+    "ScheduleConformance",
     "Sgd",
     "canonical_inputs",
     "canonical_targets",
