@@ -51,7 +51,7 @@ class Pure:
 
     def __call__(self, values: Values, args: Sequence[Any]) -> Any:
         """Return what the model makes of ``args`` with ``values`` for its own."""
-        model = nnx.merge(self._graph, self._state)
+        model = nnx.merge(self._graph, self._state, copy=True)
         for name, value in values.items():
             _variable(model, self._paths[name]).set_value(value)
         return model(*args)
