@@ -125,6 +125,28 @@ def test_the_table_of_criteria_is_complete():
         assert all(float(gap) <= 1e-4 for gap in gaps), name
 
 
+def test_the_page_of_allocations_runs(torch_world):
+    for snippet in snippets(DOCS["allocations.md"]):
+        exec(snippet, torch_world)
+        assert torch_world["hold"].masks.sparsity >= 0.5
+        torch_world["hold"].release()
+    suite = torch_world["TestRowPairs"]()
+    fitting = [(info,) for info in suite.infos if not suite.pattern.misfit(info)]
+    for name, check in inspect.getmembers(suite, inspect.ismethod):
+        if name.startswith("test_"):
+            for arguments in fitting if inspect.signature(check).parameters else [()]:
+                check(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["allocations", "patterns"])
+def test_the_tables_of_allocations_and_patterns_are_complete(kind):
+    rows = re.findall(r"^\| `.*", DOCS["allocations.md"], re.MULTILINE)
+    named = {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    for name, offer in plugins.registry().offers[kind].items():
+        if offer.spec.target.startswith("ltcore."):
+            assert re.search(r"\d{4}", named[name]), f"{name} is not there, or names no paper"
+
+
 def test_the_hand_over_runs_as_told(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("keras")
