@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -63,8 +64,8 @@ class Ramp:
             return Sparsity({key: self._between(value, share) for key, value in self.final.items()})
         return Sparsity(self._between(self.final, share))
 
-    def _between(self, final: float, share: float) -> float:
-        return final + (self.initial - final) * (1 - share)
+    def _between(self, final: float | Fraction, share: float) -> float:
+        return float(final) + (self.initial - float(final)) * (1 - share)
 
 
 class GradualPruning(MaskPacer):

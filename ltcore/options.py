@@ -64,9 +64,9 @@ def allocation_from(given: Any) -> Allocation:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no allocation, or does not take the options.
     """
-    found = _named("allocations", given)[0] if _is_named(given) else given
+    found, name = _named("allocations", given) if _is_named(given) else (given, "of this class")
     if isinstance(found, type):
-        found = found()
+        found = _made("allocations", name, found, {})
     if callable(found):
         chosen: Allocation = found
         return chosen
@@ -86,9 +86,9 @@ def pattern_from(given: Any) -> Pattern | None:
         return None
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
-    found = _named("patterns", given)[0] if _is_named(given) else given
+    found, name = _named("patterns", given) if _is_named(given) else (given, "of this class")
     if isinstance(found, type):
-        found = found()
+        found = _made("patterns", name, found, {})
     if all(
         hasattr(found, part) for part in ("name", "sparsity", "misfit", "units", "pool", "spread")
     ):

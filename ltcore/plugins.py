@@ -5,11 +5,13 @@ what is installed decides, not the order in which it was.
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -157,6 +159,29 @@ def load(kind: str, name: str) -> Any:
     known = sorted([*found.offers[kind], *(_local_criteria if kind == "criteria" else ())])
     broken = f"; plugins that failed to load: {sorted(found.broken)}" if found.broken else ""
     raise UnknownNameError(f"no {kind} called {name!r}; there are {known}{broken}")
+
+
+def origin_of(kind: str, thing: Any) -> str:
+    """Return who offers ``thing``, as "distribution version"; empty where no plugin does.
+
+    ``thing`` is a target, made of one (an instance of a class, a criterion of a function), or
+    neither; nothing is imported to find out.
+    """
+    made_of = (thing, type(thing), getattr(thing, "function", None))
+    for offer in registry().offers[kind].values():
+        module, _, attribute = offer.spec.target.partition(":")
+        target = _found(sys.modules.get(module), attribute)
+        if target is not None and any(target is part for part in made_of):
+            return offer.origin
+    return ""
+
+
+def _found(module: Any, attribute: str) -> Any:
+    """Return ``attribute``, which may have dots, or None."""
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError:
+        return None
 
 
 def load_spec(spec: Spec) -> Any:

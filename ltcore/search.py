@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ltcore.allocation import Allocation
+from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Params, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion
@@ -252,9 +252,15 @@ def _story(
     }
     if index:
         goal = plan.schedule.goal(index)
-        shared = dict(goal.amounts) if isinstance(goal.amounts, Mapping) else goal.amounts
-        told["goal"] = {type(goal).__name__.lower(): shared}
+        told["goal"] = {type(goal).__name__.lower(): _plain(goal.amounts)}
     return told
+
+
+def _plain(amounts: Amounts) -> float | dict[str, float]:
+    """Return ``amounts`` as JSON has them: it knows no fractions."""
+    if isinstance(amounts, Mapping):
+        return {selector: float(share) for selector, share in amounts.items()}
+    return float(amounts)
 
 
 def _rewound_to(plan: Plan, index: int) -> dict[str, Any]:

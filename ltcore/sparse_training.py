@@ -19,13 +19,13 @@ from ltcore.counts import fraction, removed_by_rate
 from ltcore.criteria import Criterion, FunctionCriterion
 from ltcore.errors import HoldError, InvalidValueError, UnknownNameError
 from ltcore.holds import Hold, held_by, hold_model
+from ltcore.judging import score
 from ltcore.masks import Masks
 from ltcore.options import Named, allocation_from, plain, prunable_from
 from ltcore.pacing import Beats, MaskPacer, check_unpaced
 from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
 from ltcore.pruning import Pruning, next_masks
 from ltcore.rewind_points import check_step
-from ltcore.scoring import score
 from ltcore.search import with_graph
 from ltcore.seeds import generator
 from ltcore.select import select

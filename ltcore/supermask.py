@@ -1,4 +1,4 @@
-"""Supermasks: masks that make networks good whose weights were never trained."""
+"""Supermasks: masks that make an untrained network good (Zhou et al. 2019)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

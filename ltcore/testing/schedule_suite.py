@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from ltcore.allocation import Goal, Rate, Sparsity
@@ -68,5 +69,5 @@ class ScheduleConformance:
         return [self.rule().goal(index) for index in range(1, self.rule().rounds + 1)]
 
 
-def _table(goal: Goal) -> Mapping[str, float]:
+def _table(goal: Goal) -> Mapping[str, float | Fraction]:
     return goal.amounts if isinstance(goal.amounts, Mapping) else {"*": goal.amounts}
