@@ -406,7 +406,8 @@ def cycle(model, method, updates=12, **options):
     move, and weights after it.
     """
     loop, masks, ranked = Loop(model), [], []
-    with lt.train_sparse(model, 0.7, method=method, example=EXAMPLE, **options) as training:
+    chosen = {"method": method, "scope": "layer", "example": EXAMPLE, **options}
+    with lt.train_sparse(model, 0.7, **chosen) as training:
         # After the hold, before the watch.
         model.after_update.insert(1, lambda: ranked.append(weights(model)))
         masks.append(training.masks)
@@ -456,6 +457,14 @@ def test_set_drops_the_smallest_and_grows_at_random():
     other = cycle(network(), lt.SET(0.3), every=4, updates=4, seed=1)[1]
     assert again == masks
     assert other[0] != masks[0]
+
+
+def test_layers_share_as_erk_does():
+    training = cycle(network(), "set", updates=3, every=1, scope="erk")[0]
+    # 36 weights in proportion to 10 + 10 and 2 + 10: 22.5 and 13.5.
+    assert sorted(kept for kept, _ in training.masks.counts.values()) in ([13, 23], [14, 22])
+    with lt.train_sparse(network(), 0.7, method="set", example=EXAMPLE) as default:
+        assert default.masks.counts == training.masks.counts
 
 
 def test_set_grows_everywhere_alike():
