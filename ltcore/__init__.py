@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.patterns import Pattern
-    from ltcore.plugins import criterion
+    from ltcore.registering import criterion, register
     from ltcore.rewinding import KeepTrained, RandomReinit, RewindContext, RewindPolicy, ToStep
     from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
     from ltcore.search import Round
@@ -68,7 +68,7 @@ _HOMES = {
     "Ticket": "ticket",
     "ToSparsity": "schedules",
     "ToStep": "rewinding",
-    "criterion": "plugins",
+    "criterion": "registering",
     "find_ticket": "api",
     "from_checkpoint": "convert",
     "from_open_lth": "convert",
@@ -81,6 +81,7 @@ _HOMES = {
     "load": "api",
     "load_mapping": "mappingfile",
     "prune": "api",
+    "register": "registering",
     "save_mapping": "mappingfile",
     "to_checkpoint": "convert",
 }
@@ -131,6 +132,7 @@ __all__ = [
     "load",
     "load_mapping",
     "prune",
+    "register",
     "save_mapping",
     "to_checkpoint",
 ]

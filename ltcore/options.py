@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array
+from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
@@ -47,7 +48,7 @@ def criterion_from(given: Any) -> Criterion:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no criterion, or does not take the options.
     """
-    return as_criterion(*_named("criteria", given)) if _is_named(given) else as_criterion(given)
+    return as_criterion(*_named("criterion", given)) if _is_named(given) else as_criterion(given)
 
 
 def allocation_from(given: Any) -> Allocation:
@@ -57,13 +58,15 @@ def allocation_from(given: Any) -> Allocation:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no allocation, or does not take the options.
     """
-    found = _named("allocations", given)[0] if _is_named(given) else given
+    found = _named("allocation", given)[0] if _is_named(given) else given
     if isinstance(found, type):
         found = found()
     if callable(found):
         chosen: Allocation = found
         return chosen
-    raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
+    raise InvalidValueError(
+        f"scope is {_told(given, found)}; expected 'global', 'layer' or an allocation"
+    )
 
 
 def pattern_from(given: Any) -> Pattern | None:
@@ -79,16 +82,15 @@ def pattern_from(given: Any) -> Pattern | None:
         return None
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
-    found = _named("patterns", given)[0] if _is_named(given) else given
-    if isinstance(found, type):
-        found = found()
-    if all(
-        hasattr(found, part) for part in ("name", "sparsity", "misfit", "units", "pool", "spread")
-    ):
+    found = _named("pattern", given)[0] if _is_named(given) else given
+    if isinstance(found, type) or (_is_named(given) and not _has(found, _PATTERN)):
+        found = _called(found)
+    if _has(found, _PATTERN):
         chosen: Pattern = found
         return chosen
     raise InvalidValueError(
-        f"pattern is {given!r}; expected 'unstructured', 'n:m' such as '2:4', a name or a pattern"
+        f"pattern is {_told(given, found)}; expected 'unstructured', 'n:m' such as '2:4', a name "
+        "or a pattern"
     )
 
 
@@ -101,24 +103,42 @@ def policy_from(given: Any) -> RewindPolicy:
     """
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
-    found = _named("rewind_policies", given)[0] if _is_named(given) else given
+    found = _named("rewind-policy", given)[0] if _is_named(given) else given
     if isinstance(found, type) or (_is_named(given) and not isinstance(found, RewindPolicy)):
-        found = found()
+        found = _called(found)
     if isinstance(found, RewindPolicy):
         return found
     raise InvalidValueError(
-        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
+        f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name "
+        "or a policy"
     )
 
 
-_INNER = {"criteria": "criterion", "allocations": "allocation", "rewind_policies": "policy"}
+_INNER = {"criterion": "criterion", "allocation": "allocation", "rewind-policy": "policy"}
 """The option by which something is wrapped around another of its kind."""
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "criteria": criterion_from,
-    "allocations": allocation_from,
-    "rewind_policies": policy_from,
+    "criterion": criterion_from,
+    "allocation": allocation_from,
+    "rewind-policy": policy_from,
 }
+
+
+_PATTERN = ("name", "sparsity", "misfit", "units", "pool", "spread")
+
+
+def _has(found: Any, parts: Sequence[str]) -> bool:
+    return not isinstance(found, type) and all(hasattr(found, part) for part in parts)
+
+
+def _called(found: Any) -> Any:
+    """Return what a class or function makes; anything else as it is."""
+    return found() if callable(found) else found
+
+
+def _told(given: Any, found: Any) -> str:
+    """Return what was given and, if that is a name, what it stands for."""
+    return f"{given!r}, which stands for {found!r}" if _is_named(given) else repr(given)
 
 
 def _is_named(given: Any) -> bool:
@@ -135,26 +155,44 @@ def _named(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, str]:
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise InvalidValueError(f"{kind}: {given!r} has no 'name'; expected one, and its options")
+        raise InvalidValueError(
+            f"the {kind} {given!r} has no 'name'; expected {{'name': ..., option: value}}"
+        )
     target = plugins.load(kind, name)
-    return (_made(kind, name, target, options) if options else target), name
+    made = options or isinstance(target, type)
+    return (_made(kind, name, target, options) if made else target), name
 
 
 def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
     """Return ``target(**options)``; an option that is such a thing itself may be named too."""
     if not isinstance(target, type) and hasattr(target, "name"):
-        raise InvalidValueError(f"{kind} {name!r} takes no options, got {dict(options)}")
+        raise InvalidValueError(f"the {kind} {name!r} takes no options, got {dict(options)}")
     if kind in _INNER and _INNER[kind] in options:
         inner = _INNER[kind]
         options = {**options, inner: _READERS[kind](options[inner])}
-    try:
-        inspect.signature(target).bind(**options)
-    except TypeError as error:
-        raise InvalidValueError(
-            f"{kind} {name!r} does not take {dict(options)}: {error}; it takes "
-            f"{inspect.signature(target)}"
-        ) from None
+    _check_options(f"the {kind} {name!r}", target, options)
     return target(**options)
+
+
+def _check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise unless ``target`` can be called with ``options``.
+
+    Raises:
+        InvalidValueError: says which option is unknown or missing, what comes close, and what
+            there is.
+    """
+    signature = inspect.signature(target)
+    known = signature.parameters
+    takes = f"It takes {', '.join(map(str, known.values())) or 'no options'}"
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for option in options:
+            if option not in known:
+                hint = did_you_mean(option, known) or "."
+                raise InvalidValueError(f"{what} has no option {option!r}{hint} {takes}")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InvalidValueError(f"{what} does not take {dict(options)}: {error}. {takes}") from None
 
 
 def schedule_from(
@@ -193,10 +231,15 @@ def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> 
     twice = sorted(named.keys() & options.keys())
     if twice:
         raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
-    merged = {**named, **options}
-    found = _named("schedules", merged)[0]
-    made: Schedule = found() if len(merged) == 1 else found
-    return made
+    found = _named("schedule", {**named, **options})[0]
+    if not _has(found, ("rounds", "goal")):
+        found = _called(found)
+    if _has(found, ("rounds", "goal")):
+        made: Schedule = found
+        return made
+    raise InvalidValueError(
+        f"schedule is {_told(given, found)}; expected something with rounds and goal(round_index)"
+    )
 
 
 def plain(given: Any) -> Any:

@@ -14,12 +14,12 @@ from ltcore.allocation import Allocation
 from ltcore.arrays import Params, check_finite, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError, ModelError
 from ltcore.holds import hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
 from ltcore.patterns import Pattern
-from ltcore.plugins import registry
 from ltcore.pruning import Pruning, next_masks
 from ltcore.rewinding import RewindContext, RewindPolicy
 from ltcore.schedules import Schedule

@@ -14,13 +14,14 @@ from ltcore import exchange, ticketfile
 from ltcore._version import __version__
 from ltcore.arrays import Params
 from ltcore.backend import Backend
+from ltcore.discovery import registry
 from ltcore.errors import HoldError, gist
 from ltcore.exchange import Head, Weights
 from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
 from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
-from ltcore.plugins import backend_named, detect, registry
+from ltcore.plugins import backend_named, detect
 from ltcore.probe import Probe, tolerance_for
 from ltcore.proof import record_probe
 from ltcore.restoring import restoring
