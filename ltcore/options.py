@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array
 from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
+from ltcore.discovery import offers
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
@@ -240,6 +241,42 @@ def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> 
     raise InvalidValueError(
         f"schedule is {_told(given, found)}; expected something with rounds and goal(round_index)"
     )
+
+
+_KIND_OF = {
+    "criterion": "criterion",
+    "scope": "allocation",
+    "pattern": "pattern",
+    "rewind_to": "rewind-policy",
+    "schedule": "schedule",
+}
+"""Arguments that take a name, and what kind of thing it names."""
+
+
+def makers(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{distribution: version}`` of the packages that offer what was named.
+
+    Args:
+        choices: ``{argument: what was given}``.
+    """
+    found = {}
+    for argument, given in choices.items():
+        kind = _KIND_OF[argument]
+        for name in _names(kind, given):
+            offer = offers(kind).get(name)
+            if offer and offer.thing is None:
+                distribution, _, version = offer.origin.rpartition(" ")
+                found[distribution] = version
+    return {distribution: found[distribution] for distribution in sorted(found) if distribution}
+
+
+def _names(kind: str, given: Any) -> Iterator[str]:
+    """Yield the name that was given, and those that its options wrap."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _names(kind, given.get("name"))
+        yield from _names(kind, given.get(_INNER.get(kind, "")))
 
 
 def plain(given: Any) -> Any:

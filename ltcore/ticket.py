@@ -53,6 +53,8 @@ class Ticket(TicketRecord):
     ) -> "Ticket":
         """Return a ticket of a held model as it is now: its masks and present weights.
 
+        What `prune` did is in its provenance.
+
         Args:
             model: held by `prune`, `hold` or a search.
             example: one input batch; makes the ticket portable to the other framework.
@@ -65,7 +67,8 @@ class Ticket(TicketRecord):
         hold = _require_hold(driver, model)
         structure = driver.describe(model, example)
         params = driver.read(model, structure)
-        provenance = {**origin(driver), "rewind": {"kind": "present", "step": 0}}
+        present = {"kind": "present", "step": 0}
+        provenance = {**origin(driver), **hold.story, "rewind": present}
         return make_ticket(driver, model, structure, hold.masks, params, provenance)
 
     @cached_property
