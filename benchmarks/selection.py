@@ -19,9 +19,9 @@ from shapes import resnet50_shapes
 
 from ltcore.allocation import Sparsity, by_global
 from ltcore.arrays import Array
+from ltcore.judging import score
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
-from ltcore.scoring import score
 from ltcore.select import select
 from ltcore.weight_criteria import magnitude
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
-
 from ltcore.allocation import Allocation, Amounts, Sparsity
 from ltcore.arrays import Array
 from ltcore.backend import Backend
@@ -15,6 +13,8 @@ from ltcore.holds import Existing, Hold, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.options import (
     AnyCriterion,
+    AnyPolicy,
+    AnySchedule,
     Named,
     allocation_from,
     criterion_from,
@@ -27,10 +27,9 @@ from ltcore.options import (
 )
 from ltcore.patterns import Pattern
 from ltcore.pruning import Pruning, next_masks
-from ltcore.rewinding import RewindPolicy
-from ltcore.schedules import Schedule
-from ltcore.search import Evaluate, Plan, Round, Train, check_train, run_rounds
-from ltcore.signals import Batches, Loss, Subject, check_measurable, rereadable
+from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
+from ltcore.seeds import generator
+from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
 from ltcore.ticket import Ticket, origin, resolve_backend
 
 
@@ -113,7 +112,7 @@ def prune(
         masks,
         {"weight": driver.read(model, structure, masks)},
         rereadable(subject, pruning.criterion),
-        np.random.Generator(np.random.Philox(key=[seed, 0])),
+        generator(seed),
     )
     hold = hold_model(model, driver, structure, chosen, existing="tighten")
     hold.story = {
@@ -202,8 +201,8 @@ def iter_rounds(
     rounds: int | None = None,
     rate: Amounts | None = None,
     sparsity: Amounts | None = None,
-    schedule: Named | Schedule | None = None,
-    rewind_to: int | Named | RewindPolicy = 0,
+    schedule: AnySchedule | None = None,
+    rewind_to: AnyPolicy = 0,
     evaluate: Evaluate | None = None,
     criterion: AnyCriterion = "magnitude",
     scope: Named | Allocation = "global",
@@ -230,9 +229,11 @@ def iter_rounds(
         rate: share of the remaining weights removed each round, or ``{selector: share}``.
         sparsity: instead of ``rate``: the fraction removed in the end, in equal steps; with
             ``rounds`` None or 1 in one shot.
-        schedule: instead of all three; or a plugin's name, which gets those that are given.
-        rewind_to: a step (0 is initialization), ``"trained"`` (keep the weights), ``"reinit"``
-            (draw anew), the name of a plugin's policy, or a policy.
+        schedule: instead of all three; or a name, which gets those that are given; or, with
+            ``rounds``, a function of the round that returns the sparsity due.
+        rewind_to: a step (0 is initialization), the name of a policy such as ``"trained"`` (keep
+            the weights) or ``"reinit"`` (draw anew), a policy, or a function of a
+            `ltcore.RewindContext`.
         evaluate: returns a number or ``{metric: number}`` for the trained model.
         criterion: what makes a weight important; higher score = keep.
         scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
@@ -252,12 +253,11 @@ def iter_rounds(
     """
     driver = resolve_backend(model, backend)
     check_train(train)
+    policy = policy_from(rewind_to)
+    check_resumes(policy, train)
     if held_by(driver, model):
         raise HoldError("the model is held already; release that hold before a search")
-    if batches is not None and iter(batches) is batches:
-        raise InvalidValueError(
-            "batches is an iterator, which is empty after one round; give a list or a data loader"
-        )
+    check_rereadable(batches, "one round")
     structure = driver.describe(model, example)
     rule, shape = criterion_from(criterion), pattern_from(pattern)
     check_measurable(Subject(driver, model, structure, batches, loss), rule)
@@ -271,7 +271,7 @@ def iter_rounds(
         criterion=rule,
         allocation=allocation_from(scope),
         pattern=shape,
-        policy=policy_from(rewind_to),
+        policy=policy,
         choices=_choices(
             driver,
             criterion=criterion,
@@ -295,8 +295,8 @@ class RoundOptions(TypedDict, total=False):
     rounds: int | None
     rate: Amounts | None
     sparsity: Amounts | None
-    schedule: Named | Schedule | None
-    rewind_to: int | Named | RewindPolicy
+    schedule: AnySchedule | None
+    rewind_to: AnyPolicy
     evaluate: Evaluate | None
     criterion: AnyCriterion
     scope: Named | Allocation

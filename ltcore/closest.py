@@ -12,6 +12,8 @@ def closest(word: str, known: Iterable[str]) -> list[str]:
     from difflib import get_close_matches  # here, for only errors need it
 
     plain = {_plain(name): name for name in known}
+    if _plain(word) in plain:
+        return [plain[_plain(word)]]
     return [plain[match] for match in get_close_matches(_plain(word), plain, cutoff=0.6)]
 
 

@@ -4,6 +4,7 @@ Higher = keep. A criterion sees one parameter at a time, as numpy arrays in cano
 knows no framework. A bare function over `Param` is a criterion.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -119,6 +120,9 @@ class Criterion(Protocol):
             only; ltcore then scores in small blocks and never holds all scores.
         passes: optional: in how many steps of equal ratio a pruning reaches its goal, with new
             signals and scores in each; one if it is not there.
+        rearrange: optional: a method ``rearrange(before, chosen, rng) -> masks``, the last word
+            on the masks that the scores chose: as many kept in each parameter, none that was
+            gone before. It sees units where the pruning has a pattern.
     """
 
     @property
@@ -165,7 +169,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
     Raises:
         InvalidValueError: it is none of these.
     """
-    made = given() if isinstance(given, type) else given
+    made = _instance(given, name) if isinstance(given, type) else given
     if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
         found: Criterion = made
         check_declared(found)
@@ -176,6 +180,17 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         f"criterion is {given!r}; expected a name, a function of a Param, or an object with name, "
         "needs, elementwise and score(param)"
     )
+
+
+def _instance(given: type, name: str) -> Any:
+    try:
+        inspect.signature(given).bind()
+    except TypeError as error:
+        raise InvalidValueError(
+            f"criterion {name or given.__name__!r}: {error}; it takes "
+            f"{inspect.signature(given)}, as {{'name': ..., option: value}}"
+        ) from None
+    return given()
 
 
 def check_declared(criterion: Criterion) -> None:

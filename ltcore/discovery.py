@@ -104,7 +104,7 @@ def registry() -> Registry:
     return found
 
 
-def origin_of(entry: "EntryPoint") -> str:
+def distribution_of(entry: "EntryPoint") -> str:
     """Return the distribution of a plugin and its version."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
 
@@ -138,8 +138,8 @@ def _single(ordered: "list[EntryPoint]") -> "list[EntryPoint]":
     for one, two in pairwise(ordered):
         if one.name == two.name:
             raise PluginError(
-                f"two plugins are called {one.name!r}: {one.value} of {origin_of(one)}, and "
-                f"{two.value} of {origin_of(two)}; uninstall one"
+                f"two plugins are called {one.name!r}: {one.value} of {distribution_of(one)}, and "
+                f"{two.value} of {distribution_of(two)}; uninstall one"
             )
     return ordered
 
@@ -150,7 +150,7 @@ def _add(found: Registry, entry: "EntryPoint") -> None:
     Raises:
         PluginError: it offers a name that another one offers.
     """
-    origin = origin_of(entry)
+    origin = distribution_of(entry)
     try:
         plugin = entry.load()
         found.manager.register(plugin, name=entry.name)

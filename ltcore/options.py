@@ -9,15 +9,16 @@ from typing import Any, TypeAlias
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
-from ltcore.arrays import Array
+from ltcore.arrays import Array, Params
 from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
 from ltcore.discovery import offers
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
-from ltcore.rewinding import RewindPolicy, ToStep
-from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
+from ltcore.rewind_points import ToStep
+from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
+from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
 
 Named: TypeAlias = str | Mapping[str, Any]
@@ -25,6 +26,12 @@ Named: TypeAlias = str | Mapping[str, Any]
 
 AnyCriterion: TypeAlias = Named | Criterion | Callable[[Param], Array]
 """A name, a criterion, or a bare function of a `Param`."""
+
+AnyPolicy: TypeAlias = int | Named | RewindPolicy | Callable[[RewindContext], Params]
+"""A step, a name, a policy, or a bare function of a `RewindContext`."""
+
+AnySchedule: TypeAlias = Named | Schedule | Callable[[int], Amounts]
+"""A name, a schedule, or a function that returns the sparsity due after that many prunings."""
 
 
 def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
@@ -49,7 +56,7 @@ def criterion_from(given: Any) -> Criterion:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no criterion, or does not take the options.
     """
-    return as_criterion(*_named("criterion", given)) if _is_named(given) else as_criterion(given)
+    return as_criterion(*_found("criterion", given))
 
 
 def allocation_from(given: Any) -> Allocation:
@@ -59,9 +66,7 @@ def allocation_from(given: Any) -> Allocation:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no allocation, or does not take the options.
     """
-    found = _named("allocation", given)[0] if _is_named(given) else given
-    if isinstance(found, type):
-        found = found()
+    found, _ = _found("allocation", given)
     if callable(found):
         chosen: Allocation = found
         return chosen
@@ -83,9 +88,9 @@ def pattern_from(given: Any) -> Pattern | None:
         return None
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
-    found = _named("pattern", given)[0] if _is_named(given) else given
-    if isinstance(found, type) or (_is_named(given) and not _has(found, _PATTERN)):
-        found = _called(found)
+    found, name = _found("pattern", given)
+    if name and inspect.isroutine(found):
+        found = _made("pattern", name, found, {})
     if _has(found, _PATTERN):
         chosen: Pattern = found
         return chosen
@@ -96,7 +101,9 @@ def pattern_from(given: Any) -> Pattern | None:
 
 
 def policy_from(given: Any) -> RewindPolicy:
-    """Return the rewind policy that was named or given; a whole number is a step.
+    """Return the rewind policy that was named or given.
+
+    A whole number is a step, and a function of a `RewindContext` is a policy.
 
     Raises:
         UnknownNameError: nobody offers the name.
@@ -104,15 +111,25 @@ def policy_from(given: Any) -> RewindPolicy:
     """
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
-    found = _named("rewind-policy", given)[0] if _is_named(given) else given
-    if isinstance(found, type) or (_is_named(given) and not isinstance(found, RewindPolicy)):
-        found = _called(found)
+    found, name = _found("rewind-policy", given)
+    if name and _is_maker(found, "context"):
+        found = _made("rewind-policy", name, found, {})
     if isinstance(found, RewindPolicy):
         return found
+    if callable(found):
+        return FunctionPolicy(found, name or name_of(found))
     raise InvalidValueError(
-        f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name "
-        "or a policy"
+        f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name, "
+        "a policy or a function of a RewindContext"
     )
+
+
+def _is_maker(target: Any, argument: str) -> bool:
+    """Whether a plugin's function makes a thing from options; else it is the thing itself.
+
+    It is if its only argument is ``argument``, what a bare function of its kind is called with.
+    """
+    return inspect.isroutine(target) and [*inspect.signature(target).parameters] != [argument]
 
 
 _INNER = {"criterion": "criterion", "allocation": "allocation", "rewind-policy": "policy"}
@@ -126,15 +143,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 _PATTERN = ("name", "sparsity", "misfit", "units", "pool", "spread")
+_SCHEDULE = ("rounds", "goal")
 
 
 def _has(found: Any, parts: Sequence[str]) -> bool:
     return not isinstance(found, type) and all(hasattr(found, part) for part in parts)
-
-
-def _called(found: Any) -> Any:
-    """Return what a class or function makes; anything else as it is."""
-    return found() if callable(found) else found
 
 
 def _told(given: Any, found: Any) -> str:
@@ -146,27 +159,40 @@ def _is_named(given: Any) -> bool:
     return isinstance(given, str | Mapping)
 
 
-def _named(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, str]:
-    """Return what a name, or ``{"name": ..., option: value}``, stands for, and the name.
+def _found(kind: str, given: Any) -> tuple[Any, str]:
+    """Return what was named or given, and its name; a class is made an object, without options.
 
     Raises:
         UnknownNameError: nobody offers the name.
         InvalidValueError: there is no name, or the options do not fit.
     """
+    if _is_named(given):
+        name, options = _parsed(kind, given)
+        target = plugins.load(kind, name)
+        made = options or isinstance(target, type)
+        return (_made(kind, name, target, options) if made else target), name
+    if isinstance(given, type):
+        return _made(kind, name_of(given), given, {}), name_of(given)
+    return given, ""
+
+
+def _parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of ``{"name": ..., option: value}``, or of a bare name."""
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InvalidValueError(
             f"the {kind} {given!r} has no 'name'; expected {{'name': ..., option: value}}"
         )
-    target = plugins.load(kind, name)
-    made = options or isinstance(target, type)
-    return (_made(kind, name, target, options) if made else target), name
+    return name, options
 
 
 def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
-    """Return ``target(**options)``; an option that is such a thing itself may be named too."""
-    if not isinstance(target, type) and hasattr(target, "name"):
+    """Return what a class or a function makes of ``options``.
+
+    An option that is such a thing itself may be named too.
+    """
+    if not isinstance(target, type) and not inspect.isroutine(target):
         raise InvalidValueError(f"the {kind} {name!r} takes no options, got {dict(options)}")
     if kind in _INNER and _INNER[kind] in options:
         inner = _INNER[kind]
@@ -184,25 +210,44 @@ def _check_options(what: str, target: Callable[..., Any], options: Mapping[str, 
     """
     signature = inspect.signature(target)
     known = signature.parameters
-    takes = f"It takes {', '.join(map(str, known.values())) or 'no options'}"
+    takes = f"It takes {', '.join(taken(target)) or 'no options'}"
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         for option in options:
             if option not in known:
                 hint = did_you_mean(option, known) or "."
-                raise InvalidValueError(f"{what} has no option {option!r}{hint} {takes}")
+                raise InvalidValueError(f"{what} does not take {option!r}{hint} {takes}")
     try:
         signature.bind(**options)
     except TypeError as error:
         raise InvalidValueError(f"{what} does not take {dict(options)}: {error}. {takes}") from None
 
 
+def taken(target: Callable[..., Any]) -> list[str]:
+    """Return the options of a class or function, as ``name: type = default``."""
+    return [_as_typed(option) for option in inspect.signature(target).parameters.values()]
+
+
+def _as_typed(option: inspect.Parameter) -> str:
+    default = option.default
+    if callable(default) and default is not option.empty:
+        name = getattr(default, "__name__", type(default).__name__)
+        return f"{_MODULES.sub('', str(option.replace(default=option.empty)))} = {name}"
+    return _MODULES.sub("", str(option))
+
+
+_MODULES = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
+"""What stands in front of a type's name, and nobody types."""
+
+
 def schedule_from(
-    schedule: str | Mapping[str, Any] | Schedule | None,
+    schedule: AnySchedule | None,
     rounds: int | None,
     rate: Amounts | None,
     sparsity: Amounts | None,
 ) -> Schedule:
     """Return the schedule that ``rounds``, ``rate`` and ``sparsity`` make, or the one given.
+
+    A function of the round is a schedule with ``rounds``.
 
     Raises:
         UnknownNameError: nobody offers the name.
@@ -213,9 +258,7 @@ def schedule_from(
     if isinstance(schedule, str | Mapping):
         return _named_schedule(schedule, given)
     if schedule is not None:
-        if given:
-            raise InvalidValueError(f"schedule= is given, and also {given}; give one of them")
-        return schedule
+        return _given_schedule(schedule, given)
     if (rate is None) == (sparsity is None):
         raise InvalidValueError(
             f"rate is {rate!r} and sparsity is {sparsity!r}; give one of them: rate=0.2 removes "
@@ -227,15 +270,38 @@ def schedule_from(
     return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
 
 
+def _given_schedule(
+    schedule: Schedule | Callable[[int], Amounts], options: dict[str, Any]
+) -> Schedule:
+    is_function = not hasattr(schedule, "goal")
+    twice = options.keys() - ({"rounds"} if is_function else set())
+    if twice:
+        raise InvalidValueError(f"schedule= is given, and also {sorted(twice)}; give one of them")
+    if not is_function and not isinstance(schedule, type):
+        chosen: Schedule = schedule  # type: ignore[assignment]
+        return chosen
+    if isinstance(schedule, type) or not callable(schedule):
+        raise InvalidValueError(
+            f"schedule is {schedule!r}; expected a name, an object with rounds and goal(), or a "
+            "function of the round that returns a sparsity"
+        )
+    if "rounds" not in options:
+        raise InvalidValueError("schedule= is a function; say with rounds= how many rounds it has")
+    return FunctionSchedule(schedule, options["rounds"])
+
+
 def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> Schedule:
     named = {"name": given} if isinstance(given, str) else dict(given)
     twice = sorted(named.keys() & options.keys())
     if twice:
         raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
-    found = _named("schedule", {**named, **options})[0]
-    if not _has(found, ("rounds", "goal")):
-        found = _called(found)
-    if _has(found, ("rounds", "goal")):
+    name, options = _parsed("schedule", {**named, **options})
+    found = plugins.load("schedule", name)
+    if inspect.isroutine(found) and not _is_maker(found, "round_index"):
+        return _given_schedule(found, options)
+    if options or not _has(found, _SCHEDULE):
+        found = _made("schedule", name, found, options)
+    if _has(found, _SCHEDULE):
         made: Schedule = found
         return made
     raise InvalidValueError(

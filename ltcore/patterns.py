@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from ltcore.arrays import Array
+from ltcore.counts import fraction, removed_by_rate
+from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
 from ltcore.scoring import ArrayScores, Scores
@@ -22,7 +24,8 @@ class Pattern(Protocol):
 
     Attributes:
         name: what a user types.
-        sparsity: the fraction of units that the pattern itself asks for; None if any will do.
+        sparsity: the fraction of units that the pattern itself asks for, which is also the most
+            that it allows of a parameter; None if any will do.
     """
 
     @property
@@ -79,6 +82,24 @@ class Cut:
                 for info in self.infos
             }
         )
+
+    def check(self, units: Masks) -> None:
+        """Raise if a parameter has lost more units than the pattern allows.
+
+        Raises:
+            InvalidValueError: names the parameter, and what the pattern allows.
+        """
+        if self.pattern.sparsity is None:
+            return
+        allowed = fraction(self.pattern.sparsity, f"sparsity of pattern {self.pattern.name!r}")
+        for name, (kept, total) in units.counts.items():
+            most = removed_by_rate(total, allowed)
+            if total - kept > most:
+                raise InvalidValueError(
+                    f"pattern {self.pattern.name!r} lets {most} of the {total} units of {name!r} "
+                    f"go, and {total - kept} would; ask for a sparsity of at most "
+                    f"{self.pattern.sparsity:.4g}, with a scope that asks no parameter for more"
+                )
 
     def spread(self, units: Masks, masks: Masks) -> Masks:
         """Return ``masks`` without the weights of pruned units."""

@@ -1,9 +1,11 @@
 """What a name stands for, and the backend that drives a model. Nothing else is imported."""
 
 import os
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any
 
 from ltcore.backend import Backend
@@ -94,6 +96,29 @@ def load_offer(kind: str, offer: Registered) -> Any:
             f"the {kind} {spec.name!r} of {offer.origin} cannot be loaded from {spec.target}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def origin_of(kind: str, thing: Any) -> str:
+    """Return who offers ``thing``, as "distribution version"; empty where no package does.
+
+    ``thing`` is a target, made of one (an instance of a class, a criterion of a function), or
+    neither; nothing is imported to find out.
+    """
+    made_of = (thing, type(thing), getattr(thing, "function", None))
+    for offer in registry().offers[kind].values():
+        module, _, attribute = offer.spec.target.partition(":")
+        target = _found(sys.modules.get(module), attribute)
+        if target is not None and any(target is part for part in made_of):
+            return offer.origin
+    return ""
+
+
+def _found(module: Any, attribute: str) -> Any:
+    """Return ``attribute``, which may have dots, or None."""
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError:
+        return None
 
 
 def missing_requirements(spec: Spec) -> list[str]:

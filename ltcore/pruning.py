@@ -10,11 +10,12 @@ from ltcore.allocation import Allocation, Goal, Group
 from ltcore.arrays import Params
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
+from ltcore.judging import rearranged, score
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo, in_canonical_order, in_native_order
 from ltcore.patterns import Cut, Pattern, cut
 from ltcore.restoring import restoring
-from ltcore.scoring import Scores, score
+from ltcore.scoring import Scores
 from ltcore.select import select
 from ltcore.signals import MEASUREMENTS, Subject, measure
 
@@ -69,7 +70,7 @@ def next_masks(
             "use find_ticket or iter_rounds"
         )
     structure = subject.structure
-    current = Masks.adopt(in_canonical_order(masks, structure))
+    before = current = Masks.adopt(in_canonical_order(masks, structure))
     pieces = _pieces(pruning)
     units = pieces.masks(current) if pieces else current
     infos = pieces.unit_infos(units) if pieces else pruning.infos
@@ -84,7 +85,13 @@ def next_masks(
         if pieces:
             scores = pieces.scores(scores, current)
         units = select(scores, units, _part_way(groups, start, units, index / passes))
-        current = pieces.spread(units, current) if pieces else units
+        if pieces:
+            pieces.check(units)
+            current = pieces.spread(units, current)
+        else:
+            current = units
+    units = rearranged(criterion, start, units, rng)
+    current = pieces.spread(units, before) if pieces else units
     _warn_if_emptied(current)
     return Masks.adopt(in_native_order(current, structure))
 

@@ -95,6 +95,18 @@ def rereadable(subject: Subject, criterion: Criterion) -> Subject:
     return Subject(subject.backend, subject.model, subject.structure, list(batches), subject.loss)
 
 
+def check_rereadable(batches: Batches | None, once: str) -> None:
+    """Raise if ``batches`` can be read only once, where they are needed again and again.
+
+    Raises:
+        InvalidValueError: says after what they would be empty.
+    """
+    if batches is not None and iter(batches) is batches:
+        raise InvalidValueError(
+            f"batches is an iterator, which is empty after {once}; give a list or a data loader"
+        )
+
+
 _FORMS = {
     "batches": "batches=[(inputs, targets), ...]",
     "loss": "loss=a function of (outputs, targets)",

@@ -479,7 +479,7 @@ def test_plugins_shows_one_in_detail() -> None:
     shown = run("plugins", "to-sparsity").out
     assert max(map(len, shown.splitlines())) <= 80
     facts = ("schedule to-sparsity", "ltcore.schedules:ToSparsity", "rounds: int",
-             "Mapping[str, float]", "The last round's count is exact", lt.__version__)  # fmt: skip
+             "Mapping[str, float", "The last round's count is exact", lt.__version__)  # fmt: skip
     for fact in facts:
         assert fact in shown
     assert "collections.abc" not in shown
@@ -537,7 +537,7 @@ def test_plugins_tells_what_criteria_ask_for(
     assert "No module named 'no_such_module_anywhere'" in told["lost"]["error"]
     assert told["heavy"]["error"] == ""  # not imported, for it says that it is heavy
     table = run("plugins", columns=120).out
-    assert "gradient: batches, loss; initial: a search" in table
+    assert "needs flow, gradient (batches, loss), initial (a search)" in table
     assert "No module named" in table
 
 

@@ -193,7 +193,7 @@ def test_a_file_says_it_and_options_win(folder: Path) -> None:
         ("criterion = {name = 'random', sed = 1}", "criterion: the criterion 'random' takes"),
         ("scope = 'layers'", "scope: no allocation called 'layers'; did you mean 'layer'?"),
         ("scope = {name = 'test-cli-each', kep = 3}",
-         "prune.toml: scope: the allocation 'test-cli-each' has no option 'kep'; did you mean"),
+         "prune.toml: scope: the allocation 'test-cli-each' does not take 'kep'; did you mean"),
         ("pattern = 7", "prune.toml: pattern is 7; expected a name"),
         ("prunable = ['1.wieght']", "prunable: the selector '1.wieght' matches none"),
         ("prunable = '1.weight'", "prune.toml: prunable is '1.weight'; expected a list"),

@@ -473,7 +473,7 @@ def test_numbers_of_numpy_and_schedules_by_name():
     assert search.ticket.masks.kept == 459
     with pytest.raises(InvalidValueError, match="schedule= is given, and also"):
         lt.find_ticket(convnet(), loop, schedule=lt.OneShot(0.5), rounds=3)
-    with pytest.raises(InvalidValueError, match="'one-shot' has no option 'rounds'"):
+    with pytest.raises(InvalidValueError, match="'one-shot' does not take 'rounds'"):
         lt.find_ticket(convnet(), loop, schedule="one-shot", sparsity=0.5, rounds=3)
     for options in ({"criterion": 3}, {"scope": None}, {"rewind_to": None}, {"rewind_to": 2.0}):
         with pytest.raises(InvalidValueError, match="expected"):

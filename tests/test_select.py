@@ -11,8 +11,9 @@ from ltcore import select as select_module
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
 from ltcore.criteria import FunctionCriterion
 from ltcore.errors import InvalidValueError, NonFiniteError
+from ltcore.judging import score
 from ltcore.parameters import ParamInfo
-from ltcore.scoring import ArrayScores, score
+from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.weight_criteria import magnitude, random
 

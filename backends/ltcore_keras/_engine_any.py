@@ -4,6 +4,7 @@ Each engine has a file that overrides what it does in a way of its own; no other
 framework below Keras. An engine without a file can describe, read, write and call models.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -61,6 +62,37 @@ class Engine:
             CapabilityError: this engine cannot train.
         """
         raise _no_training()
+
+    def gradients_of(
+        self, variables: Sequence[Any], loss: Callable[..., Any]
+    ) -> Callable[..., list[Any]]:
+        """Return a function of the arguments of ``loss`` that gives `gradients`.
+
+        It is for many calls with arguments of the same shapes: an engine that can compiles it.
+        """
+        return lambda *args: self.gradients(variables, functools.partial(loss, *args))
+
+    def hessian_product(
+        self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
+    ) -> list[Any]:
+        """Return the Hessian of the sum of ``loss()`` times ``vector``, as `gradients` does.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
+
+    def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
+        """Return the dense gradient of ``function(values)``, a scalar, for each of ``values``.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
+
+    def float64(self) -> AbstractContextManager[None]:
+        """Return a context in which tensors of float64 can be made."""
+        return nullcontext()
 
     # values
 
@@ -137,6 +169,10 @@ class Engine:
 
     def heard(self) -> None:
         """Called when an optimizer makes an update, or when the step that makes it is traced."""
+
+    def at_rest(self) -> bool:
+        """Whether Python runs here and now, and not as part of a step that is traced."""
+        return True
 
     def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
         """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners."""

@@ -1,21 +1,17 @@
 """What there is to say of something that a plugin offers, as plain data."""
 
 import inspect
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from ltcore.criteria import FunctionCriterion, as_criterion
 from ltcore.discovery import Registered
 from ltcore.errors import LtcoreError
+from ltcore.options import taken
 from ltcore.plugins import load_offer, missing_requirements
 from ltcore.signals import MEASUREMENTS
 
 _SEARCH = ("initial", "rewind")
 """Signals that only a search has."""
-
-_QUALIFIED = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
-"""The modules in front of a type's name, which nobody types."""
 
 
 def described(kind: str, offer: Registered) -> dict[str, Any]:
@@ -79,5 +75,4 @@ def _options(kind: str, target: Any) -> list[str]:
     itself = kind in ("criterion", "allocation") and not isinstance(target, type)
     if itself or not callable(target):
         return []
-    found: Mapping[str, inspect.Parameter] = inspect.signature(target).parameters
-    return [_QUALIFIED.sub("", str(option)) for option in found.values()]
+    return taken(target)

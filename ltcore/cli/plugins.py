@@ -1,10 +1,13 @@
 """``ltcore plugins``: what is installed, from whom, and what it needs."""
 
 import warnings
+from collections.abc import Iterator
 from itertools import groupby
+from textwrap import fill, wrap
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +19,9 @@ from ltcore.discovery import (
     PluginWarning,
     Registered,
     Registry,
+    distribution_of,
     entry_points,
     offers,
-    origin_of,
     registry,
 )
 from ltcore.errors import UnknownNameError
@@ -48,9 +51,11 @@ def plugins(
     if as_json:
         print_json({"plugins": listed, "broken": broken})
         return
-    console().print(_offers_table(listed))
+    out = console()
+    _print_offers(out, listed)
     if broken:
-        console().print(_broken_table(broken))
+        out.print(_broken_table(broken))
+    out.print("'ltcore plugins NAME' shows one in detail.")
 
 
 def _ours_first(offer: Registered) -> tuple[bool, str]:
@@ -59,7 +64,7 @@ def _ours_first(offer: Registered) -> tuple[bool, str]:
 
 def _broken(found: Registry) -> list[dict[str, str]]:
     """Return the plugins that cannot be used; the registry knows the origins of others only."""
-    origins = {entry.name: origin_of(entry) for entry in entry_points(group=PROJECT)}
+    origins = {entry.name: distribution_of(entry) for entry in entry_points(group=PROJECT)}
     return [
         {"name": name, "origin": origins.get(name, ""), "error": f"{type(e).__name__}: {e}"}
         for name, e in found.broken.items()
@@ -80,6 +85,10 @@ def _show(name: str, found: Registry, as_json: bool) -> None:
     for offer in named:
         out.print(f"{offer['kind']} {printable(offer['name'])}", style="bold", soft_wrap=True)
         out.print(facts(_facts(offer)))
+        for paragraph in _paragraphs(offer["doc"], out.width):
+            out.print()
+            out.print(paragraph, soft_wrap=True)
+        out.print()
     if broken:
         out.print(_broken_table(broken))
 
@@ -92,44 +101,61 @@ def _unknown(name: str) -> str:
 
 def _facts(offer: dict[str, Any]) -> dict[str, str]:
     """Return what is known of an offer, by label."""
-    lines = [printable(line) for line in offer["doc"].splitlines()]
     return {
         "summary": printable(offer["summary"]),
         "origin": printable(offer["origin"]),
         "target": printable(offer["target"]),
-        "needs": _needs(offer).plain,
+        "needs": printable(_needs(offer).removeprefix("needs ")),
         "options": "\n".join(printable(option) for option in offer["options"] or ()),
         "error": printable(offer["error"]),
-        "doc": "\n".join(lines),
     }
 
 
-def _offers_table(listed: list[dict[str, Any]]) -> Table:
-    """Return a table with a heading for every kind and origin, which saves two columns."""
-    rows = table("name", "summary", "needs", whole=("name",))
+def _paragraphs(doc: str, width: int) -> Iterator[str]:
+    """Yield a docstring's paragraphs, filled; those that are laid out stay as they are."""
+    for paragraph in doc.split("\n\n"):
+        lines = [printable(line) for line in paragraph.split("\n")]
+        laid_out = any(line.startswith(" ") for line in lines)
+        yield "\n".join(lines) if laid_out else fill(" ".join(lines), width)
+
+
+_INDENT = 26
+"""Where summaries begin; a longer name has a line of its own."""
+
+
+def _print_offers(out: Console, listed: list[dict[str, Any]]) -> None:
+    """Print a paragraph for every offer, under a heading for every kind and origin."""
     for heading, group in groupby(listed, key=lambda offer: (offer["kind"], offer["origin"])):
         kind, origin = map(printable, heading)
-        rows.add_row(Text(kind, style="bold cyan"), Text(origin, style="cyan"))
+        out.print(Text.assemble((f"{kind:<{_INDENT}}", "bold cyan"), (origin, "cyan")))
         for offer in group:
-            texts = (f"  {offer['name']}", offer["summary"])
-            rows.add_row(*(Text(printable(text)) for text in texts), _needs(offer))
-        rows.add_section()
-    return rows
+            out.print(_paragraph(offer, out.width), soft_wrap=True)
+        out.print()
 
 
-def _needs(offer: dict[str, Any]) -> Text:
+def _paragraph(offer: dict[str, Any], width: int) -> Text:
+    name = f"  {printable(offer['name'])}"
+    needs = _needs(offer)
+    summary = printable("; ".join(text for text in (offer["summary"], needs) if text))
+    lines = wrap(summary, max(width - _INDENT, 20))
+    margin = "\n" + " " * _INDENT
+    first = margin if len(name) > _INDENT - 2 and lines else " " * (_INDENT - len(name))
+    style = "red" if offer["error"] else "yellow" if offer["missing"] else ""
+    return Text.assemble((name, "bold"), first, (margin.join(lines), style))
+
+
+def _needs(offer: dict[str, Any]) -> str:
     """Return what something needs: packages, and what a user must give."""
     if offer["missing"]:
-        fallback = f"missing: {', '.join(offer['missing'])}"
-        return Text(printable(offer["install"] or fallback), style="yellow")
+        return f"needs {', '.join(offer['missing'])}: {offer['install'] or 'not installed'}"
     if offer["error"]:
-        return Text(printable(offer["error"]), style="red")
-    packages = [f"{name} (installed)" for name in offer["requires"]]
+        return str(offer["error"])
+    packages = [f"{', '.join(offer['requires'])} (installed)"] if offer["requires"] else []
     signals = [
-        f"{signal}: {', '.join(asked)}" if asked else signal
+        f"{signal} ({', '.join(asked)})" if asked else signal
         for signal, asked in (offer["needs"] or {}).items()
     ]
-    return Text(printable("; ".join(packages + signals)))
+    return f"needs {', '.join(packages + signals)}" if packages or signals else ""
 
 
 def _broken_table(broken: list[dict[str, str]]) -> Table:
