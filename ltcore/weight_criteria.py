@@ -73,7 +73,7 @@ random = FunctionCriterion("random", _random, frozenset({"rng"}))
 """Uniform scores: the random-mask control of Frankle and Carbin 2019, appendix E."""
 
 large_final = replace(magnitude, name="large_final")
-"""``|final|``: magnitude, by its name in Zhou et al. 2019."""
+"""``|final|``: magnitude, by its name in Zhou et al. 2019, section 2."""
 
 small_final = FunctionCriterion("small_final", _small_final, elementwise=True)
 """``-|final|``: Zhou et al. 2019, section 2."""
@@ -96,7 +96,7 @@ cuts both, as there. It has no scale: under a global scope it acts as under one 
 small_init_small_final = FunctionCriterion(
     "small_init_small_final", _small_init_small_final, _INITIAL
 )
-"""Small at both ends: as `large_init_large_final`."""
+"""Small at both ends: Zhou et al. 2019, section 2; made as `large_init_large_final`."""
 
 magnitude_increase = FunctionCriterion(
     "magnitude_increase", _magnitude_increase, _INITIAL, elementwise=True

@@ -12,6 +12,7 @@ from ltcore.backend import Imported
 from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._activations import input_strengths
 from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
@@ -38,7 +39,7 @@ class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = ENGINE.capabilities | {"checkpoints"}
+    capabilities = ENGINE.capabilities | {"activations", "checkpoints"}
     writes = WRITES
     tools = frozenset({"tfmot"})
 
@@ -83,14 +84,20 @@ class KerasBackend:
         """Keep pruned weights at zero."""
         return KerasHold(model, masks)
 
-    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> KerasWatch:
-        """Count updates and take snapshots."""
+    def watch(
+        self,
+        model: Any,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> KerasWatch:
+        """Count updates, take snapshots and call back."""
         slots = sites_of(model)[1]
 
         def read(variables: Mapping[str, Any]) -> dict[str, Array]:
             return _canonical(variables, slots)
 
-        return KerasWatch(model, slots, read, steps, example_of(structure, model))
+        return KerasWatch(model, slots, read, steps, example_of(structure, model), callback)
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
         """Empty the optimizers known to train the model, their counts at ``step``."""
@@ -184,6 +191,17 @@ class KerasBackend:
 
         found = wanted.canonical(wide_pullback(model, wanted.variables, values, total))
         return {name: array.astype(at[name].dtype) for name, array in found.items()}
+
+    def activations(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        names: Iterable[str],
+    ) -> dict[str, Array]:
+        """Return the root mean square of what weights multiply; nothing of the model changes."""
+        ENGINE.settle(model)
+        return input_strengths(model, structure, sites_of(model)[1], batches, names)
 
     def load_checkpoint(
         self, model: Any, structure: Structure, source: Path | Mapping[str, Any]

@@ -100,6 +100,10 @@ class Engine:
         """Return a copy of the values of a tensor or variable."""
         return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
 
+    def has_value(self, tensor: Any) -> bool:
+        """Whether a tensor stands for numbers that are known now."""
+        return True
+
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``."""
         variable.assign(array)
@@ -174,8 +178,11 @@ class Engine:
         """Whether Python runs here and now, and not as part of a step that is traced."""
         return True
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
-        """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners."""
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
+        """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners.
+
+        They call ``pause()`` when Python goes on with a loop of the user's own.
+        """
         return []
 
     def report(self, log: Log, done: Any, variables: Sequence[Any]) -> None:

@@ -81,6 +81,10 @@ class Jax(Engine):
         context: AbstractContextManager[None] = switch(True)
         return context
 
+    def has_value(self, tensor: Any) -> bool:
+        """Whether nothing traces what is done to ``tensor``."""
+        return not isinstance(tensor, jax.core.Tracer)
+
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``; JAX itself would use its memory."""
         variable.assign(array.copy())
@@ -145,7 +149,7 @@ class Jax(Engine):
         """Whether the variables hold the weights, and not arguments of a step."""
         return not in_stateless_scope() and not _in_fit()
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
         """Return ears between the steps of every ``fit`` that begins from now on."""
 
         def told(original: Any, model: Any, step: Any, *args: Any, **kwargs: Any) -> Any:

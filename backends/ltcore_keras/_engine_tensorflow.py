@@ -65,6 +65,10 @@ class TensorFlow(Engine):
         array: Array = keras.ops.convert_to_tensor(tensor).numpy()
         return array
 
+    def has_value(self, tensor: Any) -> bool:
+        """Whether ``tensor`` is no symbol of a graph."""
+        return self.at_rest()
+
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return masked values, which may be the sparse gradient of an embedding."""
         if not isinstance(values, tf.IndexedSlices):

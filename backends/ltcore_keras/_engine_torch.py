@@ -134,7 +134,7 @@ class Torch(Engine):
         """Whether nothing is being compiled."""
         return not torch.compiler.is_compiling()
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
         """Return hooks around each step of any optimizer of torch."""
 
         def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -153,6 +153,7 @@ class Torch(Engine):
                 listener.after_update(optimizer, params)
             for listener in listeners:
                 listener.finished(optimizer, params, params)
+            pause()
 
         return [
             register_optimizer_step_pre_hook(before),

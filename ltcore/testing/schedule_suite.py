@@ -49,7 +49,7 @@ class ScheduleConformance:
 
     def test_sparsity_never_falls(self) -> None:
         """What was pruned stays pruned."""
-        reached: dict[str, float] = {}
+        reached: dict[str, float | Fraction] = {}
         for index, goal in enumerate(self.goals(), 1):
             for selector, amount in _table(goal).items() if isinstance(goal, Sparsity) else ():
                 assert amount >= reached.get(selector, 0.0), (
