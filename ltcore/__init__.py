@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         to_checkpoint,
     )
     from ltcore.criteria import Criterion, Param
-    from ltcore.early_bird import EarlyBird, early_bird
+    from ltcore.earlybird import EarlyBird, early_bird
     from ltcore.errors import LtcoreError
     from ltcore.gradual import GradualPruning, prune_gradually
     from ltcore.holds import Hold, Report
@@ -48,7 +48,7 @@ _HOMES = {
     "BackendSpec": "hookspecs",
     "ConstantRate": "schedules",
     "Criterion": "criteria",
-    "EarlyBird": "early_bird",
+    "EarlyBird": "earlybird",
     "GradualPruning": "gradual",
     "Group": "allocation",
     "Hold": "holds",
@@ -87,7 +87,7 @@ _HOMES = {
     "ToSparsity": "schedules",
     "ToStep": "rewind_points",
     "criterion": "plugins",
-    "early_bird": "early_bird",
+    "early_bird": "earlybird",
     "find_supermask": "supermask",
     "find_ticket": "api",
     "from_checkpoint": "convert",

@@ -24,7 +24,7 @@ from ltcore.options import (
 )
 from ltcore.pacing import Beats, MaskPacer, check_unpaced
 from ltcore.patterns import Pattern
-from ltcore.pruning import Pruning, next_masks
+from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.rewind_points import check_step
 from ltcore.seeds import generator
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable
@@ -214,10 +214,11 @@ def prune_gradually(
     check_rereadable(batches, "one pruning")
     names = [info.name for info in infos]
     start = driver.read(model, structure, names) if "initial" in rule.needs else None
-    earlier = held_by(driver, model)
     everything = Masks.ones({info.name: info.shape for info in infos})
+    pruning = Pruning(rule, allocation_from(scope), steps.goal(end), infos, shape)
+    check_goal(pruning, everything)
+    earlier = held_by(driver, model)
     hold = hold_model(model, driver, structure, everything, existing="tighten")
-    pruning = Pruning(rule, allocation_from(scope), steps.goal(begin), infos, shape)
     try:
         made = GradualPruning(hold, beats, steps, pruning, subject, start, seed)
         made.update()

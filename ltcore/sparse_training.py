@@ -237,7 +237,7 @@ def train_sparse(
     sparsity: Amounts | None = None,
     *,
     method: str | SparseMethod = "rigl",
-    scope: Named | Allocation = "layer",
+    scope: Named | Allocation = "erk",
     every: int = 100,
     until: int | None = None,
     prunable: Sequence[str] | None = None,
@@ -259,7 +259,7 @@ def train_sparse(
             masks of a hold that is there.
         method: ``"rigl"``, ``"set"``, `ltcore.RigL` or `ltcore.SET` with options, or one of your
             own.
-        scope: how the sparsity is shared over parameters, as in `ltcore.prune`.
+        scope: how the sparsity is shared over parameters, as in `ltcore.prune`; it stays so.
         every: updates from one move to the next.
         until: the number of updates before which the last move comes; None for no last one.
         prunable: selectors of the parameters; kernels if None.
