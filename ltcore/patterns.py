@@ -80,7 +80,8 @@ class Cut:
                     info,
                 )
                 for info in self.infos
-            }
+            },
+            scores.source,
         )
 
     def check(self, units: Masks) -> None:

@@ -91,6 +91,11 @@ def next_masks(
             current = units
     units = rearranged(criterion, start, units, rng)
     current = pieces.spread(units, before) if pieces else units
+    if pieces and pieces.masks(current) != units:
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} rearranged the masks to what pattern "
+            f"{pieces.pattern.name!r} does not allow; use one without the other"
+        )
     _warn_if_emptied(current)
     return Masks.adopt(in_native_order(current, structure))
 

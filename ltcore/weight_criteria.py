@@ -61,9 +61,15 @@ def _movement(param: Param) -> Array:
 
 def _quantiles(values: Array, mask: Array) -> Array:
     """Return which share of the kept weights has no larger value; equal values, equal shares."""
-    kept = np.sort(values[mask])
-    ranks = np.searchsorted(kept, values, side="right") / max(kept.size, 1)
-    return np.where(np.isnan(values), np.nan, ranks)
+    kept = values[mask]
+    order = np.argsort(kept)
+    ordered = kept[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), kept.size - 1) + 1
+    shares = np.empty(kept.size)
+    shares[order] = np.repeat(last, np.diff(last, prepend=0)) / max(kept.size, 1)
+    result = np.zeros(values.shape)
+    result[mask] = np.where(np.isnan(kept), np.nan, shares)
+    return result
 
 
 magnitude = FunctionCriterion("magnitude", _magnitude, elementwise=True)
@@ -73,7 +79,7 @@ random = FunctionCriterion("random", _random, frozenset({"rng"}))
 """Uniform scores: the random-mask control of Frankle and Carbin 2019, appendix E."""
 
 large_final = replace(magnitude, name="large_final")
-"""``|final|``: magnitude, by its name in Zhou et al. 2019."""
+"""``|final|``: magnitude, by its name in Zhou et al. 2019, section 2."""
 
 small_final = FunctionCriterion("small_final", _small_final, elementwise=True)
 """``-|final|``: Zhou et al. 2019, section 2."""
@@ -96,7 +102,7 @@ cuts both, as there. It has no scale: under a global scope it acts as under one 
 small_init_small_final = FunctionCriterion(
     "small_init_small_final", _small_init_small_final, _INITIAL
 )
-"""Small at both ends: as `large_init_large_final`."""
+"""Small at both ends: Zhou et al. 2019, section 2; made as `large_init_large_final`."""
 
 magnitude_increase = FunctionCriterion(
     "magnitude_increase", _magnitude_increase, _INITIAL, elementwise=True

@@ -126,7 +126,10 @@ class SameSign(_OneSign):
 
 @dataclass(frozen=True, slots=True)
 class DifferentSign(_OneSign):
-    """Prunes weights first that have the sign of initialization: the control of `SameSign`."""
+    """Prunes weights first that have the sign of initialization.
+
+    Zhou et al. 2019 (arXiv 1905.01067), section 5: the control of `SameSign`.
+    """
 
     name: ClassVar[str] = "different_sign"
 
@@ -140,15 +143,15 @@ def _named(name: str, criterion: Criterion) -> FunctionCriterion:
 
 
 large_final_same_sign = _named("large_final_same_sign", SameSign(large_final))
-"""``|final|`` where the sign is that of initialization."""
+"""``|final|`` where the sign is that of initialization: Zhou et al. 2019, section 5."""
 
 large_final_different_sign = _named("large_final_different_sign", DifferentSign(large_final))
-"""``|final|`` where the sign is not that of initialization."""
+"""``|final|`` where the sign has changed: Zhou et al. 2019, section 5."""
 
 magnitude_increase_same_sign = _named("magnitude_increase_same_sign", SameSign(magnitude_increase))
-"""``|final| - |init|`` where the sign is that of initialization."""
+"""``|final| - |init|`` where the sign is that of initialization: Zhou et al. 2019, section 5."""
 
 magnitude_increase_different_sign = _named(
     "magnitude_increase_different_sign", DifferentSign(magnitude_increase)
 )
-"""``|final| - |init|`` where the sign is not that of initialization."""
+"""``|final| - |init|`` where the sign has changed: Zhou et al. 2019, section 5."""

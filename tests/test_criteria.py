@@ -13,14 +13,15 @@ from judged import masks_of, small
 from ltcore import plugins
 from ltcore.allocation import Sparsity, by_layer
 from ltcore.criteria import SIGNALS, Param, as_criterion
+from ltcore.errors import InvalidValueError
 from ltcore.judging import score, scores_of
-from ltcore.options import criterion_from
+from ltcore.options import criterion_from, pattern_from
 from ltcore.parameters import ParamInfo
 from ltcore.select import select
-from ltcore.testing import CriterionConformance
+from ltcore.testing import CriterionConformance, Linear, NumpyModel, Relu
 
 WRAPPERS = ("same_sign", "different_sign", "inverted", "shuffled")
-INNER = ("magnitude", "magnitude_increase", "random", "large_init_large_final", "synflow", "wanda")
+INNER = ("magnitude_increase", "random", "synflow", "wanda")
 
 
 def everything():
@@ -233,6 +234,31 @@ def test_a_shuffle_is_the_same_in_both_frameworks():
     back = theirs[1].reshape(4, 3, 4, 3).transpose(0, 3, 1, 2).reshape(4, 36)
     assert np.array_equal(mine[1], back)
     assert first.masks.kept == second.masks.kept == round(0.5 * first.masks.total)
+
+
+@pytest.mark.parametrize("pattern", [{"name": "block", "shape": [2, 2]}, "channel"])
+def test_a_shuffle_moves_whole_units(pattern):
+    found = []
+    for rule in ("magnitude", SHUFFLED):
+        model = NumpyModel([Linear(8, 8), Relu(), Linear(8, 8), Relu(), Linear(8, 4)])
+        hold = lt.prune(model, 0.5, criterion=rule, pattern=pattern, example=np.ones((1, 8)),
+                        prunable=["layers.0.weight", "layers.2.weight"])  # fmt: skip
+        found.append(hold.masks)
+        shape = pattern_from(pattern)
+        for info in (i for i in hold.structure.infos if i.name in hold.masks):
+            units = shape.units(hold.masks[info.name], info)
+            assert np.array_equal(shape.spread(units, info), hold.masks[info.name])
+    assert found[0].counts == found[1].counts
+    assert found[0] != found[1]
+
+
+def test_a_shuffle_that_would_break_a_pattern_is_refused():
+    model = NumpyModel([Linear(8, 6), Relu(), Linear(6, 4)])
+    with (
+        pytest.warns(UserWarning, match="6 inputs are no multiple of 4"),
+        pytest.raises(InvalidValueError, match="'shuffled' rearranged .* pattern '2:4' does not"),
+    ):
+        lt.prune(model, criterion=SHUFFLED, pattern="2:4")
 
 
 def test_the_last_word_comes_after_the_last_pass():

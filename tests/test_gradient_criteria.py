@@ -300,6 +300,18 @@ def test_wanda_of_dense_layers_by_a_loop(side):
     compare(scores(model, rule, batches=batches), expected, 1e-5)
 
 
+def test_wanda_of_a_convolution_by_its_patches():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2)
+    x = torch.randn(5, 4, 7, 6)
+    patches = torch.nn.functional.unfold(x, (3, 2), stride=2, padding=1)  # (N, in * 6, positions)
+    norms = patches.square().mean(dim=(0, 2)).sqrt().reshape(2, 1, 2, 3, 2)
+    expected = layer.weight.detach().abs().reshape(2, 3, 2, 3, 2) * norms
+    rule = {"name": "wanda", "per": "layer"}
+    found = scores(torch.nn.Sequential(layer), rule, batches=[(x, None)])
+    compare(found, [expected.reshape(6, 2, 3, 2).numpy()], 1e-5)
+
+
 def test_wanda_takes_the_same_share_of_every_output(side):
     weights, model, x, y = network(side, widths=(8, 6, 4))
     hold = lt.prune(
@@ -407,6 +419,7 @@ def test_what_is_missing_is_named(side, name, missing):
         lt.prune(model, 0.5, criterion=around)
 
 
+@pytest.mark.parametrize("side", [SIDES["numpy"], SIDES["torch"]])  # Keras models know inputs
 def test_synflow_without_an_example_says_so(side):
     _, model, _, _ = network(side)
     with pytest.raises(InvalidValueError, match="'flow' needs to know.*give example="):

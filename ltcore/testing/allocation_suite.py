@@ -155,5 +155,5 @@ def masks_of(shares: Mapping[str, float]) -> Masks:
 def remove(groups: Sequence[Group], masks: Masks) -> Masks:
     """Return ``masks`` without what ``groups`` lose, by scores that are the same every time."""
     rng = np.random.default_rng(1)
-    scores = ArrayScores({n: np.asarray(rng.random(m.shape)) for n, m in masks.items()})
-    return select(scores, masks, groups)
+    scores = {name: np.asarray(rng.random(mask.shape)) for name, mask in masks.items()}
+    return select(ArrayScores(scores), masks, groups)

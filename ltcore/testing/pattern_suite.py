@@ -173,7 +173,11 @@ class PatternConformance:
 def masks_of(info: ParamInfo) -> list[Array]:
     """Return masks to try a parameter with, the same every time."""
     rng = np.random.default_rng(0)
-    return [np.ones(info.shape, np.bool_), *(rng.random(info.shape) < s for s in (0.7, 0.2, 0.0))]
+    halves = [np.ones(info.shape, np.bool_) for _ in info.shape]
+    for axis, mask in enumerate(halves):  # whole slices gone
+        np.moveaxis(mask, axis, 0)[1::2] = False
+    masks = [np.asarray(rng.random(info.shape) < share) for share in (0.7, 0.2, 0.0)]
+    return [np.ones(info.shape, np.bool_), *halves, *masks]
 
 
 def scores_of(info: ParamInfo) -> Array:

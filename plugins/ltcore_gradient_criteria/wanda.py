@@ -41,7 +41,7 @@ class Wanda:
         products: NDArray[Any] = np.abs(param.weight) * param.activations
         if self.per == "layer":
             return products
-        axis = 1 if param.info.kind == "conv_transpose" else 0  # (in, out, *kernel) there
+        axis = param.info.output_axis or 0  # what has activations has outputs
         rows = _rows(products, axis)
         ranks = _quantiles(rows, _rows(param.mask, axis))
         moved = np.moveaxis(products, axis, 0)
