@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ltcore.rewinding import RewindContext, RewindPolicy
     from ltcore.schedules import ConstantRate, OneShot, Polynomial, Schedule, ToSparsity
     from ltcore.search import Round
-    from ltcore.sparse_training import SET, RigL, SparseMethod, SparseTraining, train_sparse
+    from ltcore.sparse_methods import SET, RigL, SparseMethod
+    from ltcore.sparse_training import SparseTraining, train_sparse
     from ltcore.supermask import Supermask, find_supermask
     from ltcore.ticket import Ticket
 
@@ -70,14 +71,14 @@ _HOMES = {
     "RewindContext": "rewinding",
     "RewindNoise": "rewind_draws",
     "RewindPolicy": "rewinding",
-    "RigL": "sparse_training",
+    "RigL": "sparse_methods",
     "Role": "parameters",
     "Round": "search",
-    "SET": "sparse_training",
+    "SET": "sparse_methods",
     "Schedule": "schedules",
     "Search": "api",
     "Site": "parameters",
-    "SparseMethod": "sparse_training",
+    "SparseMethod": "sparse_methods",
     "SparseTraining": "sparse_training",
     "Sparsity": "allocation",
     "Spec": "hookspecs",
