@@ -138,11 +138,11 @@ def test_the_page_of_allocations_runs(torch_world):
                 check(*arguments)
 
 
-@pytest.mark.parametrize("kind", ["allocations", "patterns"])
+@pytest.mark.parametrize("kind", ["allocation", "pattern"])
 def test_the_tables_of_allocations_and_patterns_are_complete(kind):
     rows = re.findall(r"^\| `.*", DOCS["allocations.md"], re.MULTILINE)
     named = {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    for name, offer in plugins.registry().offers[kind].items():
+    for name, offer in discovery.offers(kind).items():
         if offer.spec.target.startswith("ltcore."):
             assert re.search(r"\d{4}", named[name]), f"{name} is not there, or names no paper"
 
