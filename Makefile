@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix fuzz exchange-table bench wheel clean
+.PHONY: help demo test check fix fuzz exchange-table criteria-table bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,10 +45,18 @@ exchange-table: $(STAMP)  ## measure what docs/exchange.md says of carried ticke
 	$(BIN)/python tests/lib/exchange_table.py exchange-rows.json docs/exchange.md
 	rm exchange-rows.json
 
+criteria-table: $(STAMP)  ## measure what docs/criteria.md says of criteria, and write it there
+	rm -f criteria-rows.json
+	for engine in tensorflow torch jax; do KERAS_BACKEND=$$engine LTCORE_CRITERIA_TABLE=criteria-rows.json \
+	  $(BIN)/python -m pytest -q tests/test_criteria_agreement.py || exit 1; done
+	$(BIN)/python tests/lib/criteria_table.py criteria-rows.json docs/criteria.md
+	rm criteria-rows.json
+
 bench: $(STAMP)  ## speed and memory beside peers and limits (about ten minutes)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/ticket_size.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/criteria.py
 	$(BIN)/python benchmarks/holding.py
 
 wheel: $(STAMP)  ## build the wheel and the sdist into dist/

@@ -19,10 +19,11 @@ from shapes import resnet50_shapes
 
 from ltcore.allocation import Sparsity, by_global
 from ltcore.arrays import Array
-from ltcore.criteria import magnitude, score
+from ltcore.judging import score
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
 from ltcore.select import select
+from ltcore.weight_criteria import magnitude
 
 SPARSITY = 0.8
 MEMORY = ("ltcore", "np.partition", "torch.nn.utils.prune", "ltcore.prune(torch model)")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
-
 from ltcore.allocation import Allocation, Amounts, Sparsity
 from ltcore.arrays import Array
 from ltcore.backend import Backend
@@ -15,29 +13,24 @@ from ltcore.holds import Existing, Hold, held_by, hold_model
 from ltcore.masks import Masks
 from ltcore.options import (
     AnyCriterion,
-    Batches,
-    Loss,
+    AnyPolicy,
+    AnySchedule,
+    Named,
     allocation_from,
     criterion_from,
-    gradients_from,
-    name_of,
+    makers,
+    pattern_from,
+    plain,
     policy_from,
     prunable_from,
     schedule_from,
 )
-from ltcore.rewinding import RewindPolicy
-from ltcore.schedules import Schedule
-from ltcore.search import (
-    Evaluate,
-    Plan,
-    Pruning,
-    Round,
-    Train,
-    check_train,
-    next_masks,
-    run_rounds,
-)
-from ltcore.ticket import Ticket, resolve_backend
+from ltcore.patterns import Pattern, check_reach
+from ltcore.pruning import Pruning, next_masks
+from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
+from ltcore.seeds import generator
+from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
+from ltcore.ticket import Ticket, origin, resolve_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +53,11 @@ class Search:
 
 def prune(
     model: Any,
-    sparsity: Amounts,
+    sparsity: Amounts | None = None,
     *,
     criterion: AnyCriterion = "magnitude",
-    scope: str | Allocation = "global",
+    scope: Named | Allocation = "global",
+    pattern: Named | Pattern = "unstructured",
     prunable: Sequence[str] | None = None,
     batches: Batches | None = None,
     loss: Loss | None = None,
@@ -77,9 +71,13 @@ def prune(
 
     Args:
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
-        sparsity: the fraction of weights removed, in [0, 1), or ``{selector: fraction}``.
-        criterion: what makes a weight important; higher score = keep.
-        scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
+        sparsity: the fraction of weights removed, in [0, 1), or ``{selector: fraction}``; not
+            needed with a pattern that says it, such as ``"2:4"``.
+        criterion: what makes a weight important; higher score = keep. Here as in the next two: a
+            name, ``{"name": ..., option: value}``, or the thing itself.
+        scope: what competes with what: ``"global"``, ``"layer"``, ``"erk"``, ...
+        pattern: the shape of sparsity: ``"unstructured"``, ``"2:4"``, ``"block"``, ``"channel"``,
+            ...; ``sparsity`` counts its units.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -101,19 +99,46 @@ def prune(
     infos = prunable_from(structure, prunable)
     current = held_by(driver, model)
     earlier = current.masks if current else {}
+    earlier_story = dict(current.story) if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
+    shape = pattern_from(pattern)
     pruning = Pruning(
-        criterion_from(criterion), allocation_from(scope), Sparsity(sparsity), infos, structure
+        criterion_from(criterion), allocation_from(scope), _goal(sparsity, shape), infos, shape
     )
+    subject = Subject(driver, model, structure, batches, loss)
+    check_measurable(subject, pruning.criterion)
     chosen = next_masks(
         pruning,
         masks,
         {"weight": driver.read(model, structure, masks)},
-        gradients_from(driver, model, structure, batches, loss),
-        np.random.Generator(np.random.Philox(key=[seed, 0])),
+        rereadable(subject, pruning.criterion),
+        generator(seed),
     )
-    return hold_model(model, driver, structure, chosen, existing="tighten")
+    hold = hold_model(model, driver, structure, chosen, existing="tighten")
+    hold.story = {
+        **_choices(driver, criterion=criterion, scope=scope, pattern=pattern),
+        "goal": {"sparsity": plain(pruning.goal.amounts)},
+        "seed": seed,
+        **({"earlier": earlier_story} if earlier_story else {}),
+    }
+    return hold
+
+
+def _choices(driver: Backend, **given: Any) -> dict[str, Any]:
+    """Return what was chosen as plain data, with the versions of those who offer it."""
+    versions = {**origin(driver)["versions"], **makers(given)}
+    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
+    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
+
+
+def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
+    wanted = sparsity if sparsity is not None or pattern is None else pattern.sparsity
+    if wanted is None:
+        raise InvalidValueError("sparsity is missing; 0.9 removes 90 % of the weights")
+    goal = Sparsity(wanted)
+    check_reach(pattern, [goal])
+    return goal
 
 
 def hold(
@@ -179,11 +204,12 @@ def iter_rounds(
     rounds: int | None = None,
     rate: Amounts | None = None,
     sparsity: Amounts | None = None,
-    schedule: str | Schedule | None = None,
-    rewind_to: int | str | RewindPolicy = 0,
+    schedule: AnySchedule | None = None,
+    rewind_to: AnyPolicy = 0,
     evaluate: Evaluate | None = None,
     criterion: AnyCriterion = "magnitude",
-    scope: str | Allocation = "global",
+    scope: Named | Allocation = "global",
+    pattern: Named | Pattern = "unstructured",
     prunable: Sequence[str] | None = None,
     batches: Batches | None = None,
     loss: Loss | None = None,
@@ -206,12 +232,15 @@ def iter_rounds(
         rate: share of the remaining weights removed each round, or ``{selector: share}``.
         sparsity: instead of ``rate``: the fraction removed in the end, in equal steps; with
             ``rounds`` None or 1 in one shot.
-        schedule: instead of all three; or a plugin's name, which gets those that are given.
-        rewind_to: a step (0 is initialization), ``"trained"`` (keep the weights), ``"reinit"``
-            (draw anew), the name of a plugin's policy, or a policy.
+        schedule: instead of all three; or a name, which gets those that are given; or, with
+            ``rounds``, a function of the round that returns the sparsity due.
+        rewind_to: a step (0 is initialization), the name of a policy such as ``"trained"`` (keep
+            the weights) or ``"reinit"`` (draw anew), a policy, or a function of a
+            `ltcore.RewindContext`.
         evaluate: returns a number or ``{metric: number}`` for the trained model.
         criterion: what makes a weight important; higher score = keep.
-        scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
+        scope: what competes with what, as in `prune`.
+        pattern: the shape of sparsity, as in `prune`; ``rate`` and ``sparsity`` count its units.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -227,26 +256,40 @@ def iter_rounds(
     """
     driver = resolve_backend(model, backend)
     check_train(train)
+    policy = policy_from(rewind_to)
+    check_resumes(policy, train)
     if held_by(driver, model):
         raise HoldError("the model is held already; release that hold before a search")
-    if batches is not None and iter(batches) is batches:
-        raise InvalidValueError(
-            "batches is an iterator, which is empty after one round; give a list or a data loader"
-        )
+    check_rereadable(batches, "one round")
     structure = driver.describe(model, example)
+    rule, shape = criterion_from(criterion), pattern_from(pattern)
+    check_measurable(Subject(driver, model, structure, batches, loss), rule)
+    if shape and shape.sparsity is not None and rate is None and schedule is None:
+        sparsity = shape.sparsity if sparsity is None else sparsity
+    steps = schedule_from(schedule, rounds, rate, sparsity)
+    check_reach(shape, (steps.goal(index) for index in range(1, steps.rounds + 1)))
     plan = Plan(
         model=model,
         backend=driver,
         infos=prunable_from(structure, prunable),
-        schedule=schedule_from(schedule, rounds, rate, sparsity),
-        criterion=criterion_from(criterion),
+        schedule=steps,
+        criterion=rule,
         allocation=allocation_from(scope),
-        scope=scope if isinstance(scope, str) else name_of(scope),
-        policy=policy_from(rewind_to),
+        pattern=shape,
+        policy=policy,
+        choices=_choices(
+            driver,
+            criterion=criterion,
+            scope=scope,
+            pattern=pattern,
+            rewind_to=rewind_to,
+            schedule=schedule,
+        ),
         seed=seed,
         train=train,
         evaluate=evaluate,
-        gradients=gradients_from(driver, model, structure, batches, loss),
+        batches=batches,
+        loss=loss,
     )
     return run_rounds(plan, structure)
 
@@ -257,11 +300,12 @@ class RoundOptions(TypedDict, total=False):
     rounds: int | None
     rate: Amounts | None
     sparsity: Amounts | None
-    schedule: str | Schedule | None
-    rewind_to: int | str | RewindPolicy
+    schedule: AnySchedule | None
+    rewind_to: AnyPolicy
     evaluate: Evaluate | None
     criterion: AnyCriterion
-    scope: str | Allocation
+    scope: Named | Allocation
+    pattern: Named | Pattern
     prunable: Sequence[str] | None
     batches: Batches | None
     loss: Loss | None

@@ -20,7 +20,7 @@ from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.options import prunable_from
 from ltcore.parameters import Structure
-from ltcore.proof import restoring
+from ltcore.restoring import restoring
 from ltcore.ticket import GivenMapping, Ticket, make_ticket, origin, resolve_backend
 
 AnyPath: TypeAlias = str | PathLike[str]
@@ -60,6 +60,30 @@ def from_checkpoint(
         source = _checkpoint_file(source)
     found = driver.load_checkpoint(model, structure, source)
     return _ticket(driver, model, structure, found, prunable)
+
+
+def load_weights(
+    model: Any, source: AnyPath, *, example: Any = None, backend: str | Backend | None = None
+) -> Masks:
+    """Write a checkpoint, dense or sparse, into ``model``; return the masks that it stores.
+
+    Args:
+        model: of the checkpoint's architecture, built.
+        source: a file, as in `from_checkpoint`.
+        example: one input batch, for a model that is not built yet.
+        backend: a backend or its name, where it shall not be found from the model.
+
+    Raises:
+        CheckpointError: the file cannot be read, or not without trusting it.
+        MatchError: it is for another model; lists missing, unexpected and mismatched names.
+    """
+    driver = _able(resolve_backend(model, backend))
+    structure = driver.describe(model, example)
+    found = driver.load_checkpoint(model, structure, _checkpoint_file(source))
+    masks = Masks(found.masks)
+    with restoring(driver, model, structure):
+        driver.write(model, structure, masks.apply(found.params))
+    return masks
 
 
 def from_pruned(model: Any, *, example: Any = None, backend: str | Backend | None = None) -> Ticket:

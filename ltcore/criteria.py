@@ -4,20 +4,29 @@ Higher = keep. A criterion sees one parameter at a time, as numpy arrays in cano
 knows no framework. A bare function over `Param` is a criterion.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from ltcore.arrays import Array, Params
-from ltcore.errors import InvalidValueError, NonFiniteError
-from ltcore.masks import Masks
+from ltcore.arrays import Array
+from ltcore.errors import InvalidValueError
 from ltcore.parameters import ParamInfo
 
-SIGNALS = ("weight", "initial", "rewind", "gradient", "rng")
+if TYPE_CHECKING:
+    import numpy as np
+
+SIGNALS = (
+    "weight",
+    "initial",
+    "rewind",
+    "gradient",
+    "hessian_gradient",
+    "fisher",
+    "flow",
+    "activations",
+    "rng",
+)
 """What a criterion may ask for with ``needs``; ``weight`` is always there."""
 
 
@@ -61,6 +70,30 @@ class Param:
         return self._signal("gradient")
 
     @property
+    def hessian_gradient(self) -> Array:
+        """The Hessian of the loss times its gradient; both over the kept prunable weights only."""
+        return self._signal("hessian_gradient")
+
+    @property
+    def fisher(self) -> Array:
+        """The mean over examples of the squared gradient of one example's loss."""
+        return self._signal("fisher")
+
+    @property
+    def flow(self) -> Array:
+        """The gradient of the sum of all outputs for an input of ones, float64.
+
+        All parameters and buffers count with their absolute values (Tanaka et al. 2020, section
+        5), so it is not negative in a network of products, sums and ReLUs.
+        """
+        return self._signal("flow")
+
+    @property
+    def activations(self) -> Array:
+        """The root mean square of the input that each weight multiplies."""
+        return self._signal("activations")
+
+    @property
     def rng(self) -> "np.random.Generator":
         """A `numpy.random.Generator`, seeded by the run's seed and the round."""
         if self.generator is None:
@@ -85,6 +118,11 @@ class Criterion(Protocol):
         needs: the `SIGNALS` it reads besides ``weight``.
         elementwise: True promises that a weight's score depends on this weight's own values
             only; ltcore then scores in small blocks and never holds all scores.
+        passes: optional: in how many steps of equal ratio a pruning reaches its goal, with new
+            signals and scores in each; one if it is not there.
+        rearrange: optional: a method ``rearrange(before, chosen, rng) -> masks``, the last word
+            on the masks that the scores chose: as many kept in each parameter, none that was
+            gone before. It sees units where the pruning has a pattern.
     """
 
     @property
@@ -115,31 +153,14 @@ class FunctionCriterion:
     function: Callable[[Param], Array]
     needs: frozenset[str] = frozenset()
     elementwise: bool = False
+    passes: int = 1
 
     def __post_init__(self) -> None:
-        unknown = sorted(self.needs - set(SIGNALS))
-        if unknown:
-            raise InvalidValueError(
-                f"criterion {self.name!r} needs {unknown}; what can be asked for is {SIGNALS}"
-            )
-        if self.elementwise and "rng" in self.needs:
-            raise InvalidValueError(
-                f"criterion {self.name!r} draws random numbers, so it is not elementwise: scored "
-                "in blocks, a weight would get another score at each reading"
-            )
+        check_declared(self)
 
     def score(self, param: Param) -> Array:
         """Return the function's scores."""
         return self.function(param)
-
-
-def _magnitude(param: Param) -> Array:
-    scores: Array = np.absolute(param.weight)
-    return scores
-
-
-def _random(param: Param) -> Array:
-    return np.asarray(param.rng.random(param.weight.shape))
 
 
 def as_criterion(given: Any, name: str = "") -> Criterion:
@@ -148,9 +169,10 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
     Raises:
         InvalidValueError: it is none of these.
     """
-    made = given() if isinstance(given, type) else given
+    made = _instance(given, name) if isinstance(given, type) else given
     if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
         found: Criterion = made
+        check_declared(found)
         return found
     if callable(made) and not hasattr(made, "score"):
         return FunctionCriterion(name or getattr(made, "__qualname__", "function"), made)
@@ -160,128 +182,41 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
     )
 
 
-magnitude = FunctionCriterion("magnitude", _magnitude, elementwise=True)
-"""``|w|``: Han et al. 2015; Frankle and Carbin 2019, section 2."""
-
-random = FunctionCriterion("random", _random, frozenset({"rng"}))
-"""Uniform scores: the random-mask control of Frankle and Carbin 2019, appendix E."""
-
-
-class Scores(Protocol):
-    """Scores that are looked at a block at a time, so that they need not all exist at once."""
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The dtype in which blocks come: the widest of all parameters, at least float32."""
-        ...
-
-    def block(self, name: str, where: slice) -> Array:
-        """Return the scores of ``name`` at flat positions ``where``, 1-D."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArrayScores:
-    """Scores held whole: ``{name: array of the parameter's shape}``."""
-
-    arrays: Params
-
-    @cached_property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The widest dtype, at least float32."""
-        return _widest(self.arrays)
-
-    def block(self, name: str, where: slice) -> Array:
-        """Return flat scores at ``where``."""
-        return self.arrays[name].reshape(-1)[where].astype(self.dtype, copy=False)
-
-
-@dataclass(frozen=True)
-class BlockScores:
-    """Scores made anew for each block by an elementwise criterion."""
-
-    criterion: Criterion
-    params: Mapping[str, Param]
-
-    @cached_property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The widest dtype of the scores, found on one weight of each; at least float32."""
-        return _widest({name: self._scored(name, slice(0, 1)) for name in self.params})
-
-    def block(self, name: str, where: slice) -> Array:
-        """Return flat scores at ``where``."""
-        return self._scored(name, where).astype(self.dtype, copy=False)
-
-    def _scored(self, name: str, where: slice) -> Array:
-        whole = self.params[name]
-        signals = {signal: a.reshape(-1)[where] for signal, a in whole.signals.items()}
-        mask = whole.mask.reshape(-1)[where]  # a view, also of an all-True mask
-        param = Param(whole.info, mask, MappingProxyType(signals), whole.generator)
-        return _checked(self.criterion, param)
-
-
-def score(
-    criterion: Criterion,
-    signals: Mapping[str, Params],
-    masks: Masks,
-    infos: Sequence[ParamInfo],
-    rng: "np.random.Generator",
-) -> Scores:
-    """Return the scores of every parameter in ``masks``.
-
-    Args:
-        criterion: the rule.
-        signals: ``{signal: {name: array}}``, at least ``weight`` and what the criterion needs.
-        masks: the weights that compete; also the parameters that are scored.
-        infos: what is known of each parameter.
-        rng: for criteria that need it.
-
-    Raises:
-        NonFiniteError: a score or weight is NaN; names the parameter.
-        InvalidValueError: the criterion returned an array of another shape.
-    """
-    by_name = {info.name: info for info in infos}
-    params = {
-        name: Param(
-            by_name[name],
-            mask,
-            {signal: arrays[name] for signal, arrays in signals.items()},
-            rng if "rng" in criterion.needs else None,
-        )
-        for name, mask in masks.items()
-    }
-    if criterion.elementwise:
-        return BlockScores(criterion, params)
-    arrays = {}
-    for name, param in params.items():
-        arrays[name] = _checked(criterion, param)
-        raise_if_nan(arrays[name], masks[name], name)
-    return ArrayScores(arrays)
-
-
-def raise_if_nan(scores: Array, mask: Array | np.bool_, name: str) -> None:
-    """Raise if a kept weight's score is NaN.
-
-    Raises:
-        NonFiniteError: names the parameter.
-    """
-    nan = int(np.count_nonzero(np.isnan(scores) & mask))
-    if nan:
-        raise NonFiniteError(
-            f"parameter {name!r}: {nan} of {scores.size} scores are NaN; its weights (or what "
-            "the criterion made of them) cannot be ranked"
-        )
-
-
-def _checked(criterion: Criterion, param: Param) -> Array:
-    scores = np.asarray(criterion.score(param))
-    if scores.shape != param.weight.shape:
+def _instance(given: type, name: str) -> Any:
+    try:
+        inspect.signature(given).bind()
+    except TypeError as error:
         raise InvalidValueError(
-            f"criterion {criterion.name!r} gave scores of shape {scores.shape} for "
-            f"{param.info.name!r}; expected {param.weight.shape}, one score a weight"
+            f"criterion {name or given.__name__!r}: {error}; it takes "
+            f"{inspect.signature(given)}, as {{'name': ..., option: value}}"
+        ) from None
+    return given()
+
+
+def check_declared(criterion: Criterion) -> None:
+    """Raise unless what a criterion says of itself can be true.
+
+    Raises:
+        InvalidValueError: names the criterion and what is wrong with it.
+    """
+    unknown = sorted(set(criterion.needs) - set(SIGNALS))
+    if unknown:
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} needs {unknown}; what can be asked for is {SIGNALS}"
         )
-    return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
+    if criterion.elementwise and "rng" in criterion.needs:
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} draws random numbers, so it is not elementwise: scored "
+            "in blocks, a weight would get another score at each reading"
+        )
+    passes = passes_of(criterion)
+    if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} has passes {passes!r}; expected a whole number >= 1"
+        )
 
 
-def _widest(arrays: Params) -> np.dtype[np.floating]:
-    return np.result_type(np.float32, *(array.dtype for array in arrays.values()))
+def passes_of(criterion: Criterion) -> int:
+    """Return in how many steps a pruning reaches its goal."""
+    passes: int = getattr(criterion, "passes", 1)
+    return passes

@@ -10,7 +10,8 @@ from ltcore.masks import Masks
 from ltcore.matching import ambiguous, match_by_graph, match_by_name
 from ltcore.pairing import TRAINING_ATTRIBUTES, Pairing
 from ltcore.parameters import Structure
-from ltcore.proof import Prover, restoring
+from ltcore.proof import Prover
+from ltcore.restoring import restoring
 from ltcore.ticketfile import TicketRecord
 
 Weights: TypeAlias = Literal["ticket", "keep", "reinit"]

@@ -85,6 +85,12 @@ def ltcore_register_allocations() -> Iterable[Spec]:
 
 
 @hookspec
+def ltcore_register_patterns() -> Iterable[Spec]:
+    """Offer patterns; a target is a `ltcore.Pattern`, or returns one. Added in 0.1."""
+    return ()
+
+
+@hookspec
 def ltcore_register_tasks() -> Iterable[Spec]:
     """Offer tasks: data, model builders and a training recipe. Added in 0.1."""
     return ()

@@ -74,6 +74,20 @@ KINDS = {
 }
 
 
+def input_axis(kind: str, role: str) -> int | None:
+    """Return the axis of a kernel over which its layer sums; None if there is none."""
+    if kind in RECURRENT:
+        return 1 if role in KINDS[kind].prunable else None
+    return KINDS[kind].ins.get(role) if role in KINDS[kind].prunable else None
+
+
+def output_axis(kind: str, role: str) -> int | None:
+    """Return the axis along which output features lie, a recurrent kernel's gates included."""
+    if kind in RECURRENT:
+        return 0 if role in KINDS[kind].prunable else None
+    return KINDS[kind].outs.get(role)
+
+
 def segments(group: AxisGroup) -> list[AxisGroup]:
     """Return the parts of a group that follow each other."""
     found: list[list[tuple[str, int]]] = [[]]

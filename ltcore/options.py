@@ -1,27 +1,37 @@
 """What a user typed, turned into what it means, or refused before anything happens."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
-from ltcore.arrays import Array
-from ltcore.backend import Backend
-from ltcore.criteria import Criterion, Param, as_criterion
-from ltcore.errors import CapabilityError, InvalidValueError, SelectorError
+from ltcore.arrays import Array, Params
+from ltcore.closest import did_you_mean
+from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
+from ltcore.discovery import offers
+from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
+from ltcore.patterns import Pattern
+from ltcore.rewind_points import ToStep
+from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
+from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
-from ltcore.rewinding import RewindPolicy, ToStep
-from ltcore.schedules import ConstantRate, OneShot, Schedule, ToSparsity
-from ltcore.search import Gradients
 
-AnyCriterion: TypeAlias = str | Criterion | Callable[[Param], Array]
+Named: TypeAlias = str | Mapping[str, Any]
+"""A name, or ``{"name": ..., option: value}`` for what takes options."""
+
+AnyCriterion: TypeAlias = Named | Criterion | Callable[[Param], Array]
 """A name, a criterion, or a bare function of a `Param`."""
 
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-Loss: TypeAlias = Callable[[Any, Any], Any]
+AnyPolicy: TypeAlias = int | Named | RewindPolicy | Callable[[RewindContext], Params]
+"""A step, a name, a policy, or a bare function of a `RewindContext`."""
+
+AnySchedule: TypeAlias = Named | Schedule | Callable[[int], Amounts]
+"""A name, a schedule, or a function that returns the sparsity due after that many prunings."""
 
 
 def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple[ParamInfo, ...]:
@@ -39,59 +49,205 @@ def prunable_from(structure: Structure, prunable: Sequence[str] | None) -> tuple
     return select_infos(selectors, structure.infos, "prunable")
 
 
-def criterion_from(given: AnyCriterion) -> Criterion:
+def criterion_from(given: Any) -> Criterion:
     """Return the criterion that was named or given; a bare function becomes one.
 
     Raises:
         UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no criterion.
+        InvalidValueError: it is no criterion, or does not take the options.
     """
-    if isinstance(given, str):
-        return as_criterion(plugins.load("criteria", given), given)
-    return as_criterion(given)
+    return as_criterion(*_found("criterion", given))
 
 
-def allocation_from(given: str | Allocation) -> Allocation:
+def allocation_from(given: Any) -> Allocation:
     """Return the allocation that was named or given.
 
     Raises:
         UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no allocation.
+        InvalidValueError: it is no allocation, or does not take the options.
     """
-    if isinstance(given, str):
-        loaded: Allocation = plugins.load("allocations", given)
-        return loaded
-    if callable(given):
-        return given
-    raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
-
-
-def policy_from(given: int | str | RewindPolicy) -> RewindPolicy:
-    """Return the rewind policy that was named or given; a whole number is a step.
-
-    Raises:
-        UnknownNameError: nobody offers the name.
-        InvalidValueError: it is no policy.
-    """
-    found: Any = plugins.load("rewind_policies", given) if isinstance(given, str) else given
-    if isinstance(found, type) or (isinstance(given, str) and callable(found)):
-        found = found()
-    if isinstance(found, RewindPolicy):
-        return found
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        return ToStep(int(given))
+    found, _ = _found("allocation", given)
+    if callable(found):
+        chosen: Allocation = found
+        return chosen
     raise InvalidValueError(
-        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name or a policy"
+        f"scope is {_told(given, found)}; expected 'global', 'layer' or an allocation"
     )
 
 
+def pattern_from(given: Any) -> Pattern | None:
+    """Return the pattern that was named or given; None for ``"unstructured"``.
+
+    ``"2:4"`` and the like are names of their own.
+
+    Raises:
+        UnknownNameError: nobody offers the name.
+        InvalidValueError: it is no pattern, or does not take the options.
+    """
+    if given is None or given == "unstructured":
+        return None
+    if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
+        given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
+    found, name = _found("pattern", given)
+    if name and inspect.isroutine(found):
+        found = _made("pattern", name, found, {})
+    if _has(found, _PATTERN):
+        chosen: Pattern = found
+        return chosen
+    raise InvalidValueError(
+        f"pattern is {_told(given, found)}; expected 'unstructured', 'n:m' such as '2:4', a name "
+        "or a pattern"
+    )
+
+
+def policy_from(given: Any) -> RewindPolicy:
+    """Return the rewind policy that was named or given.
+
+    A whole number is a step, and a function of a `RewindContext` is a policy.
+
+    Raises:
+        UnknownNameError: nobody offers the name.
+        InvalidValueError: it is no policy, or does not take the options.
+    """
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        return ToStep(int(given))
+    found, name = _found("rewind-policy", given)
+    if name and _is_maker(found, "context"):
+        found = _made("rewind-policy", name, found, {})
+    if isinstance(found, RewindPolicy):
+        return found
+    if callable(found):
+        return FunctionPolicy(found, name or name_of(found))
+    raise InvalidValueError(
+        f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name, "
+        "a policy or a function of a RewindContext"
+    )
+
+
+def _is_maker(target: Any, argument: str) -> bool:
+    """Whether a plugin's function makes a thing from options; else it is the thing itself.
+
+    It is if its only argument is ``argument``, what a bare function of its kind is called with.
+    """
+    return inspect.isroutine(target) and [*inspect.signature(target).parameters] != [argument]
+
+
+_INNER = {"criterion": "criterion", "allocation": "allocation", "rewind-policy": "policy"}
+"""The option by which something is wrapped around another of its kind."""
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "criterion": criterion_from,
+    "allocation": allocation_from,
+    "rewind-policy": policy_from,
+}
+
+
+_PATTERN = ("name", "sparsity", "misfit", "units", "pool", "spread")
+_SCHEDULE = ("rounds", "goal")
+
+
+def _has(found: Any, parts: Sequence[str]) -> bool:
+    return not isinstance(found, type) and all(hasattr(found, part) for part in parts)
+
+
+def _told(given: Any, found: Any) -> str:
+    """Return what was given and, if that is a name, what it stands for."""
+    return f"{given!r}, which stands for {found!r}" if _is_named(given) else repr(given)
+
+
+def _is_named(given: Any) -> bool:
+    return isinstance(given, str | Mapping)
+
+
+def _found(kind: str, given: Any) -> tuple[Any, str]:
+    """Return what was named or given, and its name; a class is made an object, without options.
+
+    Raises:
+        UnknownNameError: nobody offers the name.
+        InvalidValueError: there is no name, or the options do not fit.
+    """
+    if _is_named(given):
+        name, options = _parsed(kind, given)
+        target = plugins.load(kind, name)
+        made = options or isinstance(target, type)
+        return (_made(kind, name, target, options) if made else target), name
+    if isinstance(given, type):
+        return _made(kind, name_of(given), given, {}), name_of(given)
+    return given, ""
+
+
+def _parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of ``{"name": ..., option: value}``, or of a bare name."""
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InvalidValueError(
+            f"the {kind} {given!r} has no 'name'; expected {{'name': ..., option: value}}"
+        )
+    return name, options
+
+
+def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
+    """Return what a class or a function makes of ``options``.
+
+    An option that is such a thing itself may be named too.
+    """
+    if not isinstance(target, type) and not inspect.isroutine(target):
+        raise InvalidValueError(f"the {kind} {name!r} takes no options, got {dict(options)}")
+    if kind in _INNER and _INNER[kind] in options:
+        inner = _INNER[kind]
+        options = {**options, inner: _READERS[kind](options[inner])}
+    _check_options(f"the {kind} {name!r}", target, options)
+    return target(**options)
+
+
+def _check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise unless ``target`` can be called with ``options``.
+
+    Raises:
+        InvalidValueError: says which option is unknown or missing, what comes close, and what
+            there is.
+    """
+    signature = inspect.signature(target)
+    known = signature.parameters
+    takes = f"It takes {', '.join(taken(target)) or 'no options'}"
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for option in options:
+            if option not in known:
+                hint = did_you_mean(option, known) or "."
+                raise InvalidValueError(f"{what} does not take {option!r}{hint} {takes}")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InvalidValueError(f"{what} does not take {dict(options)}: {error}. {takes}") from None
+
+
+def taken(target: Callable[..., Any]) -> list[str]:
+    """Return the options of a class or function, as ``name: type = default``."""
+    return [_as_typed(option) for option in inspect.signature(target).parameters.values()]
+
+
+def _as_typed(option: inspect.Parameter) -> str:
+    default = option.default
+    if callable(default) and default is not option.empty:
+        name = getattr(default, "__name__", type(default).__name__)
+        return f"{_MODULES.sub('', str(option.replace(default=option.empty)))} = {name}"
+    return _MODULES.sub("", str(option))
+
+
+_MODULES = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
+"""What stands in front of a type's name, and nobody types."""
+
+
 def schedule_from(
-    schedule: str | Schedule | None,
+    schedule: AnySchedule | None,
     rounds: int | None,
     rate: Amounts | None,
     sparsity: Amounts | None,
 ) -> Schedule:
     """Return the schedule that ``rounds``, ``rate`` and ``sparsity`` make, or the one given.
+
+    A function of the round is a schedule with ``rounds``.
 
     Raises:
         UnknownNameError: nobody offers the name.
@@ -99,12 +255,10 @@ def schedule_from(
     """
     options = {"rounds": rounds, "rate": rate, "sparsity": sparsity}
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(schedule, str):
+    if isinstance(schedule, str | Mapping):
         return _named_schedule(schedule, given)
     if schedule is not None:
-        if given:
-            raise InvalidValueError(f"schedule= is given, and also {given}; give one of them")
-        return schedule
+        return _given_schedule(schedule, given)
     if (rate is None) == (sparsity is None):
         raise InvalidValueError(
             f"rate is {rate!r} and sparsity is {sparsity!r}; give one of them: rate=0.2 removes "
@@ -116,43 +270,98 @@ def schedule_from(
     return OneShot(sparsity) if rounds is None else ToSparsity(sparsity, rounds)
 
 
-def _named_schedule(name: str, given: dict[str, Any]) -> Schedule:
-    maker = plugins.load("schedules", name)
-    try:
-        inspect.signature(maker).bind(**given)
-    except TypeError as error:
-        raise InvalidValueError(f"schedule {name!r} does not take {given}: {error}") from None
-    made: Schedule = maker(**given)
-    return made
+def _given_schedule(
+    schedule: Schedule | Callable[[int], Amounts], options: dict[str, Any]
+) -> Schedule:
+    is_function = not hasattr(schedule, "goal")
+    twice = options.keys() - ({"rounds"} if is_function else set())
+    if twice:
+        raise InvalidValueError(f"schedule= is given, and also {sorted(twice)}; give one of them")
+    if not is_function and not isinstance(schedule, type):
+        chosen: Schedule = schedule  # type: ignore[assignment]
+        return chosen
+    if isinstance(schedule, type) or not callable(schedule):
+        raise InvalidValueError(
+            f"schedule is {schedule!r}; expected a name, an object with rounds and goal(), or a "
+            "function of the round that returns a sparsity"
+        )
+    if "rounds" not in options:
+        raise InvalidValueError("schedule= is a function; say with rounds= how many rounds it has")
+    return FunctionSchedule(schedule, options["rounds"])
 
 
-def gradients_from(
-    driver: Backend,
-    model: Any,
-    structure: Structure,
-    batches: Batches | None,
-    loss: Loss | None,
-) -> Gradients | None:
-    """Return what computes gradients at the model's present weights; None without batches or loss.
+def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> Schedule:
+    named = {"name": given} if isinstance(given, str) else dict(given)
+    twice = sorted(named.keys() & options.keys())
+    if twice:
+        raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
+    name, options = _parsed("schedule", {**named, **options})
+    found = plugins.load("schedule", name)
+    if inspect.isroutine(found) and not _is_maker(found, "round_index"):
+        return _given_schedule(found, options)
+    if options or not _has(found, _SCHEDULE):
+        found = _made("schedule", name, found, options)
+    if _has(found, _SCHEDULE):
+        made: Schedule = found
+        return made
+    raise InvalidValueError(
+        f"schedule is {_told(given, found)}; expected something with rounds and goal(round_index)"
+    )
 
-    Raises:
-        CapabilityError: the backend gives none.
+
+_KIND_OF = {
+    "criterion": "criterion",
+    "scope": "allocation",
+    "pattern": "pattern",
+    "rewind_to": "rewind-policy",
+    "schedule": "schedule",
+}
+"""Arguments that take a name, and what kind of thing it names."""
+
+
+def makers(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{distribution: version}`` of the packages that offer what was named.
+
+    Args:
+        choices: ``{argument: what was given}``.
     """
-    if batches is None or loss is None:
-        return None
-    if "gradients" not in driver.capabilities:
-        raise CapabilityError(f"the backend {driver.name!r} gives no gradients")
-    return lambda: driver.gradients(model, structure, _some(batches), loss)
+    found = {}
+    for argument, given in choices.items():
+        kind = _KIND_OF[argument]
+        for name in _names(kind, given):
+            offer = offers(kind).get(name)
+            if offer and offer.thing is None:
+                distribution, _, version = offer.origin.rpartition(" ")
+                found[distribution] = version
+    return {distribution: found[distribution] for distribution in sorted(found) if distribution}
 
 
-def _some(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches; none at all would silently score everything 0."""
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise InvalidValueError("batches is empty; gradients need at least one (inputs, targets)")
+def _names(kind: str, given: Any) -> Iterator[str]:
+    """Yield the name that was given, and those that its options wrap."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _names(kind, given.get("name"))
+        yield from _names(kind, given.get(_INNER.get(kind, "")))
+
+
+def plain(given: Any) -> Any:
+    """Return how a choice is told in a provenance: as it was typed, or as plain data.
+
+    Objects tell their options if they are dataclasses.
+    """
+    if given is None or isinstance(given, str | int | float | bool):
+        return given
+    if isinstance(given, Mapping):
+        return {str(key): plain(value) for key, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [plain(value) for value in given]
+    name = getattr(given, "name", None)
+    name = name if isinstance(name, str) else name_of(given)
+    if is_dataclass(given) and not isinstance(given, FunctionCriterion | type):
+        told = {field.name: plain(getattr(given, field.name)) for field in fields(given)}
+        return {**told, "name": name} if told else name
+    return name
 
 
 def name_of(function: Any) -> str:

@@ -13,7 +13,15 @@ from typing import Any
 
 from ltcore.arrays import Array, Params
 from ltcore.errors import InvalidValueError, NothingPrunableError
-from ltcore.layouts import KINDS, UNKNOWN_GROUP, AxisGroup, group_size, reorder, segments
+from ltcore.layouts import (
+    KINDS,
+    UNKNOWN_GROUP,
+    AxisGroup,
+    group_size,
+    output_axis,
+    reorder,
+    segments,
+)
 
 MAX_FACE = 1 << 26
 """Numbers in one example of an input or output; a probe makes such arrays."""
@@ -111,6 +119,11 @@ class ParamInfo:
     shape: tuple[int, ...]
     is_output: bool
     prunable: bool
+
+    @property
+    def output_axis(self) -> int | None:
+        """The axis of the output features; None where there is none."""
+        return output_axis(self.kind, self.role)
 
 
 @dataclass(frozen=True)

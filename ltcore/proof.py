@@ -1,8 +1,7 @@
 """Proof that a model computes what a ticket's did, and trials where the graph is mute."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from ltcore.arrays import Array, Params
@@ -19,30 +18,8 @@ from ltcore.probe import (
     synthetic_params,
     tolerance_for,
 )
+from ltcore.restoring import restoring
 from ltcore.ticketfile import TicketRecord
-
-
-@contextmanager
-def restoring(
-    backend: Backend, model: Any, structure: Structure, *, always: bool = False
-) -> Iterator[None]:
-    """Give the model its weights and buffers back if the block fails, or ``always``."""
-    before = backend.read(model, structure)
-    try:
-        yield
-    except BaseException:
-        _give_back(backend, model, structure, before)
-        raise
-    if always:
-        _give_back(backend, model, structure, before)
-
-
-def _give_back(backend: Backend, model: Any, structure: Structure, before: Params) -> None:
-    try:
-        backend.write(model, structure, before)
-    except BaseException:  # an interrupt must not leave half of somebody else's weights
-        backend.write(model, structure, before)
-        raise
 
 
 def record_probe(

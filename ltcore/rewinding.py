@@ -1,17 +1,22 @@
-"""Where surviving weights go back to before the next round."""
+"""Where surviving weights go back to before the next round: what a rule for that is."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ltcore.arrays import Params
-from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
 class RewindContext:
-    """What a rewind policy may use. Params hold parameters and buffers.
+    """What a rewind policy may use. Params hold parameters and buffers, in canonical layout.
+
+    Features behind a flatten are in canonical order too, so that what a policy draws falls on
+    the same weights in every framework.
 
     Attributes:
         masks: the masks of the coming round.
@@ -19,17 +24,24 @@ class RewindContext:
         trained: params after the last update of the round that ended.
         redraw: returns fresh params from every layer's own initializer; differs by round,
             is the same for the same seed.
+        rng: a generator seeded by the run's seed and the round.
     """
 
     masks: Masks
     snapshots: Mapping[int, Params]
     trained: Params
     redraw: Callable[[], Params]
+    rng: "np.random.Generator"
 
 
 @runtime_checkable
 class RewindPolicy(Protocol):
-    """A rule for the weights from which a round starts."""
+    """A rule for the weights from which a round starts.
+
+    Attributes:
+        needs_start_step: optional: True where the policy means nothing unless training resumes
+            at ``resume_step``, so that ``train`` must take a ``start_step``.
+    """
 
     @property
     def snapshots(self) -> tuple[int, ...]:
@@ -51,75 +63,26 @@ class RewindPolicy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ToStep:
-    """Go back to the values after ``step`` updates; 0 is initialization.
+class FunctionPolicy:
+    """A policy made of a function of a `RewindContext`; it gets the snapshot of initialization."""
 
-    Frankle and Carbin 2019 (step 0); Frankle et al. 2019, section 3 (step k).
-    """
-
-    step: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0:
-            raise InvalidValueError(
-                f"rewind_to is {self.step!r}; expected a number of optimizer updates, 0 or more"
-            )
-
-    @classmethod
-    def initialization(cls) -> "ToStep":
-        """Go back to step 0."""
-        return cls(0)
+    function: Callable[[RewindContext], Params]
+    name: str
 
     @property
     def snapshots(self) -> tuple[int, ...]:
-        """The one step."""
-        return (self.step,)
+        """Initialization."""
+        return (0,)
 
     @property
     def resume_step(self) -> int:
-        """The one step."""
-        return self.step
+        """Training starts over."""
+        return 0
 
     def rewind(self, context: RewindContext) -> Params:
-        """Return the snapshot."""
-        return context.snapshots[self.step]
+        """Return what the function gives."""
+        return self.function(context)
 
     def describe(self) -> dict[str, Any]:
-        """Return kind and step."""
-        return {"kind": "step" if self.step else "initialization", "step": self.step}
-
-
-@dataclass(frozen=True, slots=True)
-class KeepTrained:
-    """Keep the trained values: fine-tuning ("strategy 2" of Frankle and Carbin 2019, app. B)."""
-
-    snapshots: tuple[int, ...] = ()
-    resume_step: int = 0
-
-    def rewind(self, context: RewindContext) -> Params:
-        """Return the trained params."""
-        return context.trained
-
-    def describe(self) -> dict[str, Any]:
-        """Return the kind."""
-        return {"kind": "trained", "step": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class RandomReinit:
-    """Draw anew from every layer's own initializer: the control of Frankle and Carbin 2019, s. 2.
-
-    Model-specific initialization that is not in the layers (a loop over ``nn.init`` calls) is
-    not known to ltcore; such a model wants a policy of its own.
-    """
-
-    snapshots: tuple[int, ...] = ()
-    resume_step: int = 0
-
-    def rewind(self, context: RewindContext) -> Params:
-        """Return fresh params."""
-        return context.redraw()
-
-    def describe(self) -> dict[str, Any]:
-        """Return the kind."""
-        return {"kind": "reinit", "step": 0}
+        """Return the function's name as the kind."""
+        return {"kind": self.name, "step": 0}

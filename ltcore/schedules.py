@@ -1,6 +1,6 @@
 """What each round aims for: one shot, the same rate every round, or a sparsity in n rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +82,57 @@ class OneShot:
     def rounds(self) -> int:
         """One."""
         return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """Reach ``sparsity`` as gradual pruning does, with rounds for its updates.
+
+    Zhu and Gupta 2017, equation 1, with power 3; power 1 removes the same number every round.
+    """
+
+    sparsity: Amounts
+    rounds: int
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+        _check(self.sparsity, "sparsity")
+        if isinstance(self.power, bool) or not 0 < self.power < float("inf"):
+            raise InvalidValueError(f"power is {self.power!r}; expected a number above 0")
+
+    def goal(self, round_index: int) -> Goal:
+        """Return the sparsity due after ``round_index`` prunings."""
+        if round_index == self.rounds:
+            return Sparsity(self.sparsity)
+        share = 1 - (1 - round_index / self.rounds) ** self.power
+        if isinstance(self.sparsity, Mapping):
+            return Sparsity({p: s * share for p, s in self.sparsity.items()})
+        return Sparsity(self.sparsity * share)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSchedule:
+    """A schedule made of a function; all rounds are asked for before the first one trains.
+
+    Attributes:
+        function: returns the sparsity due after that many prunings (1 .. rounds), or
+            ``{selector: sparsity}``, or a `Goal`.
+        rounds: number of prunings.
+    """
+
+    function: Callable[[int], Amounts | Goal]
+    rounds: int
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+        for index in range(1, self.rounds + 1):
+            _check(self.goal(index).amounts, f"the schedule's sparsity of round {index}")
+
+    def goal(self, round_index: int) -> Goal:
+        """Return what the function says."""
+        given = self.function(round_index)
+        return given if isinstance(given, Rate | Sparsity) else Sparsity(given)
 
 
 def _check_rounds(rounds: int) -> None:

@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from ltcore.allocation import Allocation, Goal
-from ltcore.arrays import Params, check_finite, freeze
+from ltcore.allocation import Allocation, Amounts
+from ltcore.arrays import Params, freeze
 from ltcore.backend import Backend
-from ltcore.criteria import Criterion, score
+from ltcore.criteria import Criterion
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError, ModelError
 from ltcore.holds import hold_model
 from ltcore.masks import Masks
-from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
-from ltcore.plugins import registry
-from ltcore.rewinding import RewindContext, RewindPolicy
+from ltcore.parameters import ParamInfo, Structure
+from ltcore.patterns import Pattern
+from ltcore.pruning import Pruning, next_masks
+from ltcore.resetting import Start, start_params
+from ltcore.rewinding import RewindPolicy
 from ltcore.schedules import Schedule
-from ltcore.select import select
+from ltcore.seeds import generator
+from ltcore.signals import Batches, Loss, Subject
 from ltcore.ticket import Ticket, make_ticket, origin
 
 Train: TypeAlias = Callable[..., Any]
@@ -29,9 +31,6 @@ Train: TypeAlias = Callable[..., Any]
 
 Evaluate: TypeAlias = Callable[[Any], float | Mapping[str, float]]
 """Returns one number, or ``{metric: number}``."""
-
-Gradients: TypeAlias = Callable[[], Params]
-"""Returns the gradient of every trained parameter at the model's present weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,14 @@ class Plan:
     schedule: Schedule
     criterion: Criterion
     allocation: Allocation
-    scope: str
+    pattern: Pattern | None
     policy: RewindPolicy
+    choices: Mapping[str, Any]
     seed: int
     train: Train
     evaluate: Evaluate | None
-    gradients: Gradients | None
+    batches: Batches | None
+    loss: Loss | None
 
     @property
     def resumes(self) -> bool:
@@ -117,7 +118,7 @@ def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
     except BaseException:
         hold.release()  # nothing is pruned yet: leave the model as free as it came
         raise
-    structure = _with_graph(plan, structure, run.first_input)
+    structure = with_graph(plan.backend, plan.model, structure, run.first_input)
     snapshots = {0: start, **run.snapshots}
     finished = _finish(plan, structure, 0, masks, start, run.steps, None)
     yield finished
@@ -174,12 +175,12 @@ def _train(plan: Plan, structure: Structure, start_step: int, snapshots: tuple[i
     return _Run(_read(plan, structure), seen, watch.steps, watch.first_input)
 
 
-def _with_graph(plan: Plan, structure: Structure, first_input: Any) -> Structure:
+def with_graph(backend: Backend, model: Any, structure: Structure, first_input: Any) -> Structure:
     """Learn how data flows from the first input that training showed, if nobody gave an example."""
     if not structure.untraced or first_input is None:
         return structure
     try:
-        return plan.backend.describe(plan.model, first_input)
+        return backend.describe(model, first_input)
     except ModelError as error:  # the example was a guess: it must not end the user's run
         return dataclasses.replace(structure, untraced=str(error))
 
@@ -191,70 +192,16 @@ def _prune(
     snapshots: Mapping[int, Params],
     index: int,
 ) -> Masks:
-    signals = {
+    known = {
         "weight": plan.backend.read(plan.model, structure, masks),
         "initial": snapshots[0],
         "rewind": snapshots.get(plan.policy.resume_step, snapshots[0]),
     }
     pruning = Pruning(
-        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, structure
+        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, plan.pattern
     )
-    return next_masks(pruning, masks, signals, plan.gradients, _generator(plan.seed, index))
-
-
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """One pruning, with every choice made."""
-
-    criterion: Criterion
-    allocation: Allocation
-    goal: Goal
-    infos: tuple[ParamInfo, ...]
-    structure: Structure
-
-
-def next_masks(
-    pruning: Pruning,
-    masks: Masks,
-    signals: Mapping[str, Params],
-    gradients: Gradients | None,
-    rng: "np.random.Generator",
-) -> Masks:
-    """Return ``masks`` pruned to the goal.
-
-    Criterion and selection see canonical feature order, so that ties and random scores fall on
-    the same weights in every framework.
-
-    Raises:
-        InvalidValueError: the criterion needs a signal that was not given.
-    """
-    criterion, structure = pruning.criterion, pruning.structure
-    wanted = {name: signals[name] for name in signals if name in {"weight", *criterion.needs}}
-    if "gradient" in criterion.needs:
-        if gradients is None:
-            raise InvalidValueError(
-                f"criterion {criterion.name!r} needs gradients; give batches=[(inputs, targets), "
-                "...] and loss=, a function of (outputs, targets)"
-            )
-        wanted["gradient"] = gradients()
-    missing = sorted(criterion.needs - wanted.keys() - {"rng"})
-    if missing:
-        raise InvalidValueError(
-            f"criterion {criterion.name!r} needs {missing}, which only a search has; "
-            "use find_ticket or iter_rounds"
-        )
-    ordered = {name: in_canonical_order(arrays, structure) for name, arrays in wanted.items()}
-    before = Masks.adopt(in_canonical_order(masks, structure))
-    scores = score(criterion, ordered, before, pruning.infos, rng)
-    groups = pruning.allocation(pruning.goal, before, pruning.infos)
-    chosen = Masks.adopt(in_native_order(select(scores, before, groups), structure))
-    if chosen.emptied:
-        warnings.warn(
-            f"no weight survives in {list(chosen.emptied)}: no signal passes there; prune less, "
-            "or give these parameters a lower share",
-            stacklevel=3,
-        )
-    return chosen
+    subject = Subject(plan.backend, plan.model, structure, plan.batches, plan.loss)
+    return next_masks(pruning, masks, known, subject, generator(plan.seed, index))
 
 
 def _rewind(
@@ -265,37 +212,9 @@ def _rewind(
     trained: Params,
     index: int,
 ) -> Params:
-    seed = int(_generator(plan.seed, index).integers(2**31))
-
-    def redraw() -> Params:
-        return plan.backend.redraw(plan.model, structure, seed)
-
-    rewound = plan.policy.rewind(RewindContext(masks, snapshots, trained, redraw))
-    return _checked(rewound, trained, structure, type(plan.policy).__name__)
-
-
-def _checked(rewound: Params, like: Params, structure: Structure, policy: str) -> Params:
-    """Return what a policy gave, in the model's dtypes; a plugin's mistake must not train on.
-
-    Raises:
-        InvalidValueError: names are missing or unknown, or a shape differs.
-        NonFiniteError: a parameter is NaN or infinite.
-    """
-    missing = [name for name in like if name not in rewound]
-    unknown = [name for name in rewound if name not in like]
-    shapes = [
-        f"{name}: {np.shape(rewound[name])}, expected {array.shape}"
-        for name, array in like.items()
-        if name in rewound and np.shape(rewound[name]) != array.shape
-    ]
-    if missing or unknown or shapes:
-        raise InvalidValueError(
-            f"rewind policy {policy} must return all params and buffers of the model; missing "
-            f"{missing}, unknown {unknown}, shapes {shapes}"
-        )
-    cast = {name: np.asarray(rewound[name], array.dtype) for name, array in like.items()}
-    check_finite({info.name: cast[info.name] for info in structure.infos})
-    return cast
+    """Return where the coming round starts."""
+    run = Start(plan.backend, plan.model, structure, plan.seed, index)
+    return start_params(plan.policy, run, masks, snapshots, trained)
 
 
 def _finish(
@@ -322,8 +241,7 @@ def _story(
     """Return a round's provenance: plain JSON data."""
     told: dict[str, Any] = {
         **origin(plan.backend),
-        "criterion": plan.criterion.name,
-        "scope": plan.scope,
+        **plan.choices,
         "round": index,
         "rewind": _rewound_to(plan, index),
         "seed": plan.seed,
@@ -334,9 +252,15 @@ def _story(
     }
     if index:
         goal = plan.schedule.goal(index)
-        shared = dict(goal.amounts) if isinstance(goal.amounts, Mapping) else goal.amounts
-        told["goal"] = {type(goal).__name__.lower(): shared}
+        told["goal"] = {type(goal).__name__.lower(): _plain(goal.amounts)}
     return told
+
+
+def _plain(amounts: Amounts) -> float | dict[str, float]:
+    """Return ``amounts`` as JSON has them: it knows no fractions."""
+    if isinstance(amounts, Mapping):
+        return {selector: float(share) for selector, share in amounts.items()}
+    return float(amounts)
 
 
 def _rewound_to(plan: Plan, index: int) -> dict[str, Any]:
@@ -363,6 +287,20 @@ def takes_start_step(train: Train) -> bool:
     return "start_step" in inspect.signature(train).parameters
 
 
+def check_resumes(policy: RewindPolicy, train: Train) -> None:
+    """Raise if ``policy`` takes the schedule back and ``train`` cannot go on in the middle of it.
+
+    Raises:
+        InvalidValueError: says what ``train`` should be.
+    """
+    if getattr(policy, "needs_start_step", False) and not takes_start_step(train):
+        raise InvalidValueError(
+            f"rewind_to is {policy.describe()}, which takes the schedule back to step "
+            f"{policy.resume_step}, but train has the signature {inspect.signature(train)}; "
+            "expected train(model, start_step), which goes on at that step of its schedule"
+        )
+
+
 def check_train(train: Train) -> None:
     """Raise unless ``train`` can be called with a model, or with a model and a start step.
 
@@ -377,7 +315,3 @@ def check_train(train: Train) -> None:
             f"train has the signature {signature}; expected train(model) or train(model, "
             "start_step). Bind other arguments first, for example with functools.partial"
         ) from None
-
-
-def _generator(seed: int, index: int) -> "np.random.Generator":
-    return np.random.Generator(np.random.Philox(key=[seed, index]))

@@ -12,9 +12,9 @@ import numpy as np
 
 from ltcore.allocation import Group
 from ltcore.arrays import Array
-from ltcore.criteria import Scores, raise_if_nan
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
+from ltcore.scoring import Scores, raise_if_nan
 
 BLOCK = 1 << 16
 SAMPLE = 1 << 17
@@ -39,19 +39,22 @@ def select(scores: Scores, masks: Masks, groups: Sequence[Group]) -> Masks:
     Args:
         scores: one score for every weight of every parameter in a group; higher = keep.
         masks: what is kept now; the result is nested in it.
-        groups: disjoint sets of parameters, each with the number of weights it loses.
+        groups: disjoint sets of parameters, each with the number of weights it loses. Where a
+            parameter would fall below the group's floor, its best ones stay up to it, and the
+            others of the group lose more.
 
     Raises:
         NonFiniteError: a kept weight's score is NaN; names the parameter.
         InvalidValueError: groups share a parameter or name one without a mask, or a group is
-            asked for more weights than it has.
+            asked for more weights than it has above its floor.
     """
     _check_groups(groups, masks)
     chosen = {name: masks[name] for name in masks}
     for group in groups:
-        kept = sum(masks.counts[name][0] for name in group.names)
-        if group.remove:
-            chosen.update(_select_group(scores, masks, tuple(group.names), kept, group.remove))
+        if group.remove and group.floor:
+            chosen.update(_select_above_floor(scores, masks, group))
+        elif group.remove:
+            chosen.update(_select_group(scores, masks, tuple(group.names), group.remove))
     return Masks.adopt(chosen)
 
 
@@ -69,11 +72,41 @@ def _check_groups(groups: Sequence[Group], masks: Masks) -> None:
                 f"cannot remove {group.remove!r} of the {kept} weights left in {group.names}; "
                 "expected a whole number of them"
             )
+        least = sum(group.least(name, masks.counts[name][0]) for name in group.names)
+        if group.floor and group.remove > kept - least:
+            raise InvalidValueError(
+                f"cannot remove {group.remove} of the {kept} weights left in {group.names}: "
+                f"{least} of them have to stay as the floor"
+            )
+
+
+def _select_above_floor(scores: Scores, masks: Masks, group: Group) -> dict[str, Array]:
+    """Choose; fix what fell below its floor at exactly that; choose again among the others.
+
+    Whatever falls once would fall again, as the others then lose more.
+    """
+    kept = {name: masks.counts[name][0] for name in group.names}
+    least = {name: group.least(name, kept[name]) for name in group.names}
+    names, remove = tuple(group.names), group.remove
+    fixed: dict[str, Array] = {}
+    while True:
+        chosen = _select_group(scores, masks, names, remove)
+        fallen = {n for n in names if np.count_nonzero(chosen[n]) < least[n]}
+        if not fallen:
+            return fixed | chosen
+        for name in fallen:
+            loses = kept[name] - least[name]
+            fixed |= _select_group(scores, masks, (name,), loses)
+            remove -= loses
+        names = tuple(name for name in names if name not in fallen)
 
 
 def _select_group(
-    scores: Scores, masks: Masks, names: tuple[str, ...], kept: int, remove: int
+    scores: Scores, masks: Masks, names: tuple[str, ...], remove: int
 ) -> dict[str, Array]:
+    if not remove:
+        return {name: masks[name] for name in names}
+    kept = sum(masks.counts[name][0] for name in names)
     total = sum(masks.counts[name][1] for name in names)
     # With n ** (2/3) samples, ordering them costs about what settling the candidates costs.
     stride = max(1, int(total ** (1 / 3)), total // SAMPLE)
@@ -85,7 +118,7 @@ def _select_group(
         wanted = kept - remove - above
         found = sum(c.positions.size for c in candidates)
         if 0 <= wanted <= found:
-            _settle(chosen, candidates, found, wanted)
+            _settle(chosen, candidates, found, wanted, scores.source)
             return chosen
         deviations *= 4  # the sample misled; in the end the bracket holds everything
 
@@ -101,7 +134,7 @@ def _sample(scores: Scores, masks: Masks, names: tuple[str, ...], stride: int) -
             mask = masks[name].reshape(-1)[where]
             part = part[mask]
         if np.isnan(part).any():
-            raise_if_nan(part, np.True_, name)
+            raise_if_nan(part, np.True_, name, scores.source)
         parts.append(part)
         offset += total
     return np.concatenate(parts)
@@ -151,6 +184,7 @@ def _settle(
     candidates: list[_Candidates],
     found: int,
     wanted: int,
+    source: str,
 ) -> None:
     """Keep the ``wanted`` best of the candidates, in place; among equals the earlier ones."""
     if not found:
@@ -158,7 +192,7 @@ def _settle(
     values = np.concatenate([c.scores for c in candidates])
     if np.isnan(values).any():
         for candidate in candidates:
-            raise_if_nan(candidate.scores, np.True_, candidate.name)
+            raise_if_nan(candidate.scores, np.True_, candidate.name, source)
     if not wanted:
         return
     values.partition(found - wanted)

@@ -46,6 +46,22 @@ def record_exchange() -> Iterator[Callable[[str, str, float], None]]:
         _add_rows(Path(path), rows)
 
 
+@pytest.fixture(scope="session")
+def record_agreement() -> Iterator[Callable[[str, float], None]]:
+    """Yield ``record(criterion, difference)`` for tests that compare scores between frameworks.
+
+    At the end of the session the rows go into the JSON file that LTCORE_CRITERIA_TABLE names, if
+    it does, beside those of other engines.
+    """
+    rows: dict[str, float] = {}
+    yield rows.__setitem__
+    path = os.environ.get("LTCORE_CRITERIA_TABLE")
+    if path and rows:
+        engines = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+        engines[os.environ["KERAS_BACKEND"]] = rows
+        Path(path).write_text(json.dumps(engines, indent=1) + "\n")
+
+
 def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
     names = ("case", "direction", "engine")
     earlier = json.loads(path.read_text()) if path.exists() else []
@@ -54,6 +70,16 @@ def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
         {**dict(zip(names, key, strict=True)), "difference": value} for key, value in merged.items()
     ]
     path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_registered() -> Iterator[None]:
+    """Take back the names that a test registered in this process."""
+    from ltcore import discovery
+
+    before = {kind: dict(named) for kind, named in discovery._in_process.items()}
+    yield
+    discovery._in_process.update(before)
 
 
 def pytest_runtest_setup(item):

@@ -12,8 +12,8 @@ from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
 from ltcore.counts import fraction, removed_by_rate, removed_by_sparsity
 from ltcore.errors import InvalidValueError, MaskError, SelectorError
 from ltcore.parameters import ParamInfo
-from ltcore.selectors import resolve, select_infos
 from ltcore.schedules import ConstantRate, OneShot, ToSparsity
+from ltcore.selectors import resolve, select_infos
 
 
 def info(name, kind="linear", shape=(4, 5), output=False, prunable=True):

@@ -6,16 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from ltcore.criteria import FunctionCriterion, magnitude, random
+from ltcore.criteria import FunctionCriterion
+from ltcore.masks import Masks
 from ltcore.testing import CriterionConformance
-
-
-class TestMagnitude(CriterionConformance):
-    criterion = magnitude
-
-
-class TestRandom(CriterionConformance):
-    criterion = random
+from ltcore.weight_criteria import random
+from ltcore.wrapped_criteria import Shuffled
 
 
 def _writes(param):
@@ -23,7 +18,25 @@ def _writes(param):
     return abs(param.weight)
 
 
+class Rearranges:
+    """Scores as magnitude does; what it does to the masks is given."""
+
+    name, needs, elementwise = "rearranges", frozenset(), True
+
+    def __init__(self, rearrange):
+        self.rearrange = rearrange
+
+    def score(self, param):
+        return abs(param.weight)
+
+
+def _unseeded(before, chosen, rng):
+    return Shuffled(random).rearrange(before, chosen, np.random.default_rng())
+
+
 BROKEN = {
+    "test_scores_are_real_numbers": FunctionCriterion("complex", lambda p: p.weight + 0j),
+    "test_same_seed_same_rearranging": Rearranges(_unseeded),
     "test_scores_have_the_shape_of_the_weight": FunctionCriterion("flat", lambda p: p.weight.sum()),
     "test_scores_are_finite": FunctionCriterion(
         "normalized", lambda p: p.weight / np.abs(p.weight).sum()
@@ -46,6 +59,37 @@ def test_suite_notices(test):
 
     with pytest.raises(AssertionError):
         getattr(Suite(), test)((5, 4))
+
+
+REARRANGED_WRONGLY = {
+    "a mask for each": lambda before, chosen, rng: dict(list(chosen.items())[:1]),
+    "boolean": lambda before, chosen, rng: {n: m.astype(int) for n, m in chosen.items()},
+    "keeps its shape": lambda before, chosen, rng: {n: m.reshape(-1) for n, m in chosen.items()},
+    "as many weights": lambda before, chosen, rng: before,
+    "gone before": lambda before, chosen, rng: Masks({n: m.reshape(-1)[::-1].reshape(m.shape)
+                                                      for n, m in chosen.items()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("promise", REARRANGED_WRONGLY)
+def test_suite_notices_masks_that_are_rearranged_wrongly(promise):
+    class Suite(CriterionConformance):
+        criterion = Rearranges(REARRANGED_WRONGLY[promise])
+
+    with pytest.raises(AssertionError, match=promise):
+        Suite().test_rearranging_keeps_counts_and_nests((5, 4))
+
+
+@pytest.mark.parametrize(("passes", "promise"), [(0, "at least one"), (2.0, "whole number")])
+def test_suite_notices_bad_passes(passes, promise):
+    class Suite(CriterionConformance):
+        def rule(self):
+            rule = Rearranges(None)
+            rule.passes = passes
+            return rule
+
+    with pytest.raises(AssertionError, match=promise):
+        Suite().test_takes_a_whole_number_of_passes()
 
 
 def test_elementwise_random_is_refused():

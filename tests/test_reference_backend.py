@@ -11,6 +11,7 @@ from ltcore.testing import (
     CASES,
     BackendConformance,
     Conv,
+    ConvTranspose,
     Linear,
     NumpyModel,
     ReferenceBackend,
@@ -170,41 +171,41 @@ class HoldThatTravels(ReferenceBackend):
 
 
 class WatchOffByOne(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         class Late(NumpyWatch):
             def _count(self):
                 self._wanted = frozenset(step + 1 for step in steps)
                 super()._count()
                 self.snapshots = {s - 1: p for s, p in self.snapshots.items()}
 
-        return Late(model, lambda live: self.read(live, structure), steps)
+        return Late(model, lambda live: self.read(live, structure), steps, callback)
 
 
 class WatchThatCountsFromZeroTwice(ReferenceBackend):
-    def watch(self, model, structure, steps):
-        made = super().watch(model, structure, steps)
+    def watch(self, model, structure, steps, callback=None):
+        made = super().watch(model, structure, steps, callback)
         made.steps = 1
         return made
 
 
 class WatchThatAliases(ReferenceBackend):
-    def watch(self, model, structure, steps):
-        return NumpyWatch(model, lambda live: dict(live.arrays()), steps)
+    def watch(self, model, structure, steps, callback=None):
+        return NumpyWatch(model, lambda live: dict(live.arrays()), steps, callback)
 
 
 class WatchWithoutBuffers(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         trained = [name for name, _, role in structure.items() if not role.state]
-        return NumpyWatch(model, lambda live: self.read(live, structure, trained), steps)
+        return NumpyWatch(model, lambda live: self.read(live, structure, trained), steps, callback)
 
 
 class WatchThatNeverStops(ReferenceBackend):
-    def watch(self, model, structure, steps):
+    def watch(self, model, structure, steps, callback=None):
         class Endless(NumpyWatch):
             def stop(self):
                 pass
 
-        return Endless(model, lambda live: self.read(live, structure), steps)
+        return Endless(model, lambda live: self.read(live, structure), steps, callback)
 
 
 class WatchBeforeHold(HoldThatMasksWeightsOnly):
@@ -274,6 +275,144 @@ class SummedGradients(ReferenceBackend):
         return {name: array * len(batches) for name, array in mean.items()}
 
 
+class GradientsInTrainingMode(ReferenceBackend):
+    def gradients(self, model, structure, batches, loss):
+        found = [
+            differentiate(model, lambda twin, x=x, y=y: float(loss(twin(x), y))) for x, y in batches
+        ]
+        return {
+            name: np.mean([one[role.native] for one in found], axis=0).astype(np.float32)
+            for name, _, role in structure.items()
+            if not role.state
+        }
+
+
+class GradientsOfKeptWeights(ReferenceBackend):
+    def gradients(self, model, structure, batches, loss):
+        found = super().gradients(model, structure, batches, loss)
+        if model.before_update:  # a hold
+            for name, array in self.read(model, structure, found).items():
+                found[name][array == 0] = 0
+        return found
+
+
+class FisherOfBatches(ReferenceBackend):
+    def fisher(self, model, structure, batches, loss):
+        found = [super(FisherOfBatches, self).gradients(model, structure, [b], loss)
+                 for b in batches]  # fmt: skip
+        return {name: np.mean([one[name] ** 2 for one in found], axis=0) for name in found[0]}
+
+
+class FisherAveragedByBatches(ReferenceBackend):
+    def fisher(self, model, structure, batches, loss):
+        found = [super(FisherAveragedByBatches, self).fisher(model, structure, [b], loss)
+                 for b in batches]  # fmt: skip
+        return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+
+
+class HvpOfGradientNorm(ReferenceBackend):
+    """Of another vector, as GraSP without its stopped gradient would have it."""
+
+    def hvp(self, model, structure, batches, loss, vector):
+        gradient = self.gradients(model, structure, batches, loss)
+        whole = {name: vector.get(name, 0) + array for name, array in gradient.items()}
+        return super().hvp(model, structure, batches, loss, whole)
+
+
+class HvpOfSomeOnly(ReferenceBackend):
+    def hvp(self, model, structure, batches, loss, vector):
+        found = super().hvp(model, structure, batches, loss, vector)
+        return {name: array if name in vector else 0 * array for name, array in found.items()}
+
+
+class VjpInFloat32(ReferenceBackend):
+    def vjp(self, model, structure, inputs, cotangents, at):
+        found = super().vjp(model, structure, inputs, cotangents, at)
+        return {name: array.astype(np.float32).astype(np.float64) for name, array in found.items()}
+
+
+class VjpAtTheModelsOwn(ReferenceBackend):
+    def vjp(self, model, structure, inputs, cotangents, at):
+        own = {name: array.astype(at[name].dtype) for name, array in
+               self.read(model, structure).items()}  # fmt: skip
+        return super().vjp(model, structure, inputs, cotangents, own)
+
+
+class VjpThatWrites(ReferenceBackend):
+    def vjp(self, model, structure, inputs, cotangents, at):
+        self.write(model, structure, at)
+        return super().vjp(model, structure, inputs, cotangents, at)
+
+
+class VjpAlwaysInFloat64(ReferenceBackend):
+    def vjp(self, model, structure, inputs, cotangents, at):
+        at = {name: array.astype(np.float64) for name, array in at.items()}
+        return super().vjp(model, structure, inputs, cotangents, at)
+
+
+class ActivationsAveragedByBatches(ReferenceBackend):
+    def activations(self, model, structure, batches, names):
+        names = list(names)
+        found = [super(ActivationsAveragedByBatches, self).activations(
+            model, structure, [batch], names) for batch in batches]  # fmt: skip
+        return {name: np.mean([one[name] for one in found], axis=0) for name in names}
+
+
+class ActivationsOfChannels(ReferenceBackend):
+    """Every position of a kernel alike, as if there were neither padding nor borders."""
+
+    def activations(self, model, structure, batches, names):
+        found = super().activations(model, structure, batches, names)
+        return {
+            name: np.broadcast_to(array.mean(tuple(range(2, array.ndim)), keepdims=True),
+                                  array.shape)
+            for name, array in found.items()
+        }  # fmt: skip
+
+
+class ActivationsOfAnything(ReferenceBackend):
+    def activations(self, model, structure, batches, names):
+        kernels = [name for name in names if name.endswith("weight")]
+        return super().activations(model, structure, batches, kernels)
+
+
+class CallbackThatSwallows(ReferenceBackend):
+    def watch(self, model, structure, steps, callback=None):
+        def careful(step):
+            try:
+                callback(step)
+            except Exception:  # noqa: BLE001
+                return
+
+        return super().watch(model, structure, steps, callback and careful)
+
+
+class CallbackTooEarly(ReferenceBackend):
+    def watch(self, model, structure, steps, callback=None):
+        made = super().watch(model, structure, steps)
+        if callback:
+            model.before_update.append(lambda gradients: callback(made.steps + 1))
+        return made
+
+
+class CallbackForEver(ReferenceBackend):
+    def watch(self, model, structure, steps, callback=None):
+        made = super().watch(model, structure, steps)
+        if callback:
+            model.after_update.append(lambda: callback(made.steps))
+        return made
+
+
+class CallbackBeforeSnapshot(ReferenceBackend):
+    def watch(self, model, structure, steps, callback=None):
+        class Eager(NumpyWatch):
+            def _count(self):
+                callback and callback(self.steps + 1)
+                super()._count()
+
+        return Eager(model, lambda live: self.read(live, structure), steps)
+
+
 class ForgottenFlatten(ReferenceBackend):
     def describe(self, model, example=None):
         structure = super().describe(model, example)
@@ -315,6 +454,25 @@ BROKEN = [
     (ForwardInTrainingMode, "batchnorm", "test_forward_equals_the_reference"),
     (ForwardInTrainingMode, "batchnorm", "test_forward_changes_nothing"),
     (SummedGradients, "linear", "test_gradients_equal_the_reference"),
+    (GradientsInTrainingMode, "batchnorm", "test_gradients_equal_the_reference"),
+    (GradientsOfKeptWeights, "linear", "test_derivatives_of_a_held_model"),
+    (FisherOfBatches, "linear", "test_fisher_is_the_mean_of_squared_gradients"),
+    (FisherAveragedByBatches, "linear", "test_fisher_is_the_mean_of_squared_gradients"),
+    (HvpOfGradientNorm, "linear", "test_hvp_equals_the_reference"),
+    (HvpOfGradientNorm, "linear", "test_hvp_is_linear_and_symmetric"),
+    (HvpOfSomeOnly, "linear", "test_hvp_of_some_parameters"),
+    (VjpInFloat32, "linear", "test_vjp_conserves_in_float64"),
+    (VjpAtTheModelsOwn, "linear", "test_vjp_equals_the_reference"),
+    (VjpAtTheModelsOwn, "batchnorm", "test_vjp_equals_the_reference"),
+    (VjpThatWrites, "linear", "test_derivatives_change_nothing"),
+    (VjpAlwaysInFloat64, "linear", "test_vjp_follows_forward"),
+    (ActivationsAveragedByBatches, "linear", "test_activations_equal_the_reference"),
+    (ActivationsOfChannels, "conv1d", "test_activations_of_the_first_layer"),
+    (ActivationsOfAnything, "linear", "test_activations_are_of_kernels"),
+    (CallbackThatSwallows, "linear", "test_callback_errors_reach_the_loop"),
+    (CallbackTooEarly, "linear", "test_callback_hears_of_updates"),
+    (CallbackForEver, "linear", "test_callback_ends"),
+    (CallbackBeforeSnapshot, "linear", "test_callback_changes_the_model"),
     (ForgottenFlatten, "flatten", "test_describe_traces_the_graph"),
 ]
 
@@ -389,3 +547,29 @@ def test_differences_equal_the_derivative():
     gradients = differentiate(model, lambda twin: float(twin(x).sum()))
     np.testing.assert_allclose(gradients["layers.0.weight"], [[2, 3]], rtol=1e-6)
     np.testing.assert_allclose(gradients["layers.0.bias"], [1], rtol=1e-6)
+
+
+def test_hvp_of_a_quadratic():
+    """Of a linear model and a mean square, the Hessian is known: 2 X^T X / elements."""
+    model = NumpyModel([Linear(3, 2)])
+    structure = ReferenceBackend().describe(model)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    vector = rng.standard_normal((2, 3))
+    name = "layers.0.weight"
+    found = ReferenceBackend().hvp(model, structure, [(x, y)], mean_squared_error, {name: vector})
+    np.testing.assert_allclose(found[name], 2 * vector @ (x.T @ x) / y.size, rtol=1e-4, atol=1e-4)
+    wanted = 2 * vector @ x.sum(0) / y.size
+    np.testing.assert_allclose(found["layers.0.bias"], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_activations_of_a_cropped_transpose_count_all_inputs():
+    layer = ConvTranspose(2, 3, (3,), padding=1)
+    model = NumpyModel([layer])
+    structure = ReferenceBackend().describe(model)
+    x = np.random.default_rng(0).standard_normal((4, 2, 5)).astype(np.float32)
+    found = ReferenceBackend().activations(model, structure, [(x, None)], ["layers.0.weight"])
+    rms = np.sqrt((x**2).mean((0, 2)))
+    wanted = np.broadcast_to(rms.reshape(2, 1, 1), (2, 3, 3))
+    np.testing.assert_allclose(found["layers.0.weight"], wanted, rtol=1e-5)
+    assert layer.padding == 1

@@ -9,10 +9,13 @@ from hypothesis.extra import numpy as hnp
 import ltcore as lt
 from ltcore import select as select_module
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
-from ltcore.criteria import ArrayScores, FunctionCriterion, magnitude, random, score
+from ltcore.criteria import FunctionCriterion
 from ltcore.errors import InvalidValueError, NonFiniteError
+from ltcore.judging import score
 from ltcore.parameters import ParamInfo
+from ltcore.scoring import ArrayScores
 from ltcore.select import select
+from ltcore.weight_criteria import magnitude, random
 
 
 def infos_for(weights):

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from ltcore.arrays import Array, Params, own
 from ltcore.backend import Imported
 from ltcore.errors import CapabilityError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_keras._activations import input_strengths
 from ltcore_keras._checkpoints import WRITES, load_checkpoint, save_checkpoint
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._hold import KerasHold
@@ -27,15 +29,17 @@ from ltcore_keras._optimizers import fresh_optimizers
 from ltcore_keras._slots import Slot, to_canonical, whole_variables
 from ltcore_keras._tfmot import load_tfmot
 from ltcore_keras._trace import described
-from ltcore_keras._training import mean_gradients, redrawn
+from ltcore_keras._trained import trained
+from ltcore_keras._training import mean_gradients, mean_products, mean_squares, redrawn
 from ltcore_keras._watch import KerasWatch
+from ltcore_keras._wide import wide_pullback
 
 
 class KerasBackend:
     """Drives `keras.Model`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "keras"
-    capabilities = ENGINE.capabilities | {"checkpoints"}
+    capabilities = ENGINE.capabilities | {"activations", "checkpoints"}
     writes = WRITES
     tools = frozenset({"tfmot"})
 
@@ -80,14 +84,20 @@ class KerasBackend:
         """Keep pruned weights at zero."""
         return KerasHold(model, masks)
 
-    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> KerasWatch:
-        """Count updates and take snapshots."""
+    def watch(
+        self,
+        model: Any,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> KerasWatch:
+        """Count updates, take snapshots and call back."""
         slots = sites_of(model)[1]
 
         def read(variables: Mapping[str, Any]) -> dict[str, Array]:
             return _canonical(variables, slots)
 
-        return KerasWatch(model, slots, read, steps, example_of(structure, model))
+        return KerasWatch(model, slots, read, steps, example_of(structure, model), callback)
 
     def fresh_optimizer(self, model: Any, step: int) -> None:
         """Empty the optimizers known to train the model, their counts at ``step``."""
@@ -112,9 +122,7 @@ class KerasBackend:
         """Return the outputs for canonical ``inputs``."""
         ENGINE.settle(model)
         last = channels_last(model)
-        faces = zip(inputs, structure.inputs or (), strict=True)
-        parts = [native_input(array, face, last=last) for array, face in faces]
-        outputs = keras.tree.flatten(model(packed(model, parts), training=False))
+        outputs = _outputs(model, structure, inputs, last=last)
         ends = zip(outputs, structure.outputs or (), strict=True)
         return tuple(canonical_output(tensor, face, last=last) for tensor, face in ends)
 
@@ -127,12 +135,73 @@ class KerasBackend:
     ) -> dict[str, Array]:
         """Return mean gradients of all trained parameters; nothing of the model changes."""
         ENGINE.settle(model)
-        slots = sites_of(model)[1]
-        trained = {n: slots[n].variable for n, _, role in structure.items() if not role.state}
-        # Several parameters may be parts of one variable.
-        once = {str(id(variable)): variable for variable in trained.values()}
-        found = mean_gradients(model, once, batches, loss)
-        return _canonical({n: found[str(id(v))] for n, v in trained.items()}, slots)
+        wanted = trained(model, structure)
+        return wanted.canonical(mean_gradients(model, wanted.variables, batches, loss))
+
+    def fisher(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return mean squared gradients of single examples; nothing of the model changes."""
+        ENGINE.settle(model)
+        wanted = trained(model, structure)
+        return wanted.canonical(mean_squares(model, wanted.variables, batches, loss))
+
+    def hvp(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+        vector: Params,
+    ) -> dict[str, Array]:
+        """Return the mean Hessian times ``vector``; nothing of the model changes."""
+        ENGINE.settle(model)
+        wanted = trained(model, structure)
+        known = whole_variables(vector, wanted.slots, _zeros)
+        directions = {id(variable): array for variable, array in known}
+        native = [directions.get(id(v), _zeros(v)) for v in wanted.variables]
+        found = mean_products(model, wanted.variables, batches, loss, native)
+        return wanted.canonical(found)
+
+    def vjp(
+        self,
+        model: Any,
+        structure: Structure,
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        at: Params,
+    ) -> dict[str, Array]:
+        """Return the pullback of ``cotangents`` at ``at``, computed in float64."""
+        ENGINE.settle(model)
+        wanted = trained(model, structure)
+        values = whole_variables(at, wanted.slots, _zeros)
+        last = channels_last(model)
+
+        def total() -> Any:
+            outputs = _outputs(model, structure, list(map(_wide, inputs)), last=last)
+            ends = zip(outputs, cotangents, structure.outputs or (), strict=True)
+            return sum(
+                keras.ops.sum(tensor * native_input(_wide(array), face, last=last))
+                for tensor, array, face in ends
+            )
+
+        found = wanted.canonical(wide_pullback(model, wanted.variables, values, total))
+        return {name: array.astype(at[name].dtype) for name, array in found.items()}
+
+    def activations(
+        self,
+        model: Any,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        names: Iterable[str],
+    ) -> dict[str, Array]:
+        """Return the root mean square of what weights multiply; nothing of the model changes."""
+        ENGINE.settle(model)
+        return input_strengths(model, structure, sites_of(model)[1], batches, names)
 
     def load_checkpoint(
         self, model: Any, structure: Structure, source: Path | Mapping[str, Any]
@@ -154,6 +223,23 @@ class KerasBackend:
     def save_checkpoint(self, model: Any, path: Path) -> None:
         """Write the weights, or the whole model."""
         save_checkpoint(model, path)
+
+
+def _outputs(model: Any, structure: Structure, inputs: Sequence[Array], *, last: bool) -> list[Any]:
+    """Return what the model makes of canonical inputs, as it is."""
+    faces = zip(inputs, structure.inputs or (), strict=True)
+    parts = [native_input(array, face, last=last) for array, face in faces]
+    found: list[Any] = keras.tree.flatten(model(packed(model, parts), training=False))
+    return found
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _zeros(variable: Any) -> Array:
+    """Return native zeros, as wide as any."""
+    return np.zeros(tuple(variable.shape))
 
 
 def _canonical(tensors: Mapping[str, Any], slots: Mapping[str, Slot]) -> dict[str, Array]:

@@ -90,6 +90,11 @@ class Equation:
             for atom in axis
         )
 
+    def passing(self, rank: int) -> tuple[int, ...]:
+        """Return the axes of an input of ``rank`` that are not summed."""
+        letters = enumerate(self._spelt(rank)[0])
+        return tuple(axis for axis, letter in letters if letter not in self.kernel)
+
     def left(self, labels: Labels, made: Labels) -> Labels:
         """Return the output's labels, given the input's and those of the axes that are made."""
         letters, leaving = self._spelt(len(labels))

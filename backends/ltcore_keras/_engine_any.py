@@ -4,6 +4,7 @@ Each engine has a file that overrides what it does in a way of its own; no other
 framework below Keras. An engine without a file can describe, read, write and call models.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -62,11 +63,46 @@ class Engine:
         """
         raise _no_training()
 
+    def gradients_of(
+        self, variables: Sequence[Any], loss: Callable[..., Any]
+    ) -> Callable[..., list[Any]]:
+        """Return a function of the arguments of ``loss`` that gives `gradients`.
+
+        It is for many calls with arguments of the same shapes: an engine that can compiles it.
+        """
+        return lambda *args: self.gradients(variables, functools.partial(loss, *args))
+
+    def hessian_product(
+        self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
+    ) -> list[Any]:
+        """Return the Hessian of the sum of ``loss()`` times ``vector``, as `gradients` does.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
+
+    def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
+        """Return the dense gradient of ``function(values)``, a scalar, for each of ``values``.
+
+        Raises:
+            CapabilityError: this engine cannot train.
+        """
+        raise _no_training()
+
+    def float64(self) -> AbstractContextManager[None]:
+        """Return a context in which tensors of float64 can be made."""
+        return nullcontext()
+
     # values
 
     def as_numpy(self, tensor: Any) -> Array:
         """Return a copy of the values of a tensor or variable."""
         return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(tensor)))
+
+    def has_value(self, tensor: Any) -> bool:
+        """Whether a tensor stands for numbers that are known now."""
+        return True
 
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``."""
@@ -138,8 +174,15 @@ class Engine:
     def heard(self) -> None:
         """Called when an optimizer makes an update, or when the step that makes it is traced."""
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
-        """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners."""
+    def at_rest(self) -> bool:
+        """Whether Python runs here and now, and not as part of a step that is traced."""
+        return True
+
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
+        """Return ears, beside those on Keras's optimizers, that tell the ``live`` listeners.
+
+        They call ``pause()`` when Python goes on with a loop of the user's own.
+        """
         return []
 
     def report(self, log: Log, done: Any, variables: Sequence[Any]) -> None:

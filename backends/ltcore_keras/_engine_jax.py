@@ -6,10 +6,11 @@ compiled step from Python, so ears between the steps see everything. A step that
 it, and updates are reported by callbacks to the host. Either is traced anew after every change.
 """
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ _fit = threading.local()
 class Jax(Engine):
     """JAX, on one device."""
 
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "hvp", "vjp"})
 
     def __init__(self) -> None:
         self._by_hand = False
@@ -51,13 +52,38 @@ class Jax(Engine):
 
     def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
         """Return dense gradients; whatever the call writes to variables is dropped."""
-
-        def total(values: list[Any]) -> Any:
-            with keras.StatelessScope(list(zip(variables, values, strict=True))):
-                return keras.ops.sum(loss())
-
-        found: list[Any] = jax.grad(total)([variable.value for variable in variables])
+        found: list[Any] = jax.grad(_total(variables, loss))(_values(variables))
         return found
+
+    def gradients_of(
+        self, variables: Sequence[Any], loss: Callable[..., Any]
+    ) -> Callable[..., list[Any]]:
+        """Return a compiled function; weights are its arguments, for constants compile slowly."""
+        gradient = jax.jit(jax.grad(_total(variables, loss)))
+        return functools.partial(gradient, _values(variables))
+
+    def hessian_product(
+        self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
+    ) -> list[Any]:
+        """Return the derivative of the gradient in the direction of ``vector``."""
+        gradient = jax.grad(_total(variables, loss))
+        found: list[Any] = jax.jvp(gradient, (_values(variables),), (list(vector),))[1]
+        return found
+
+    def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
+        """Return dense gradients."""
+        found: list[Any] = jax.grad(function)(values)
+        return found
+
+    def float64(self) -> AbstractContextManager[None]:
+        """Return JAX's own switch."""
+        switch = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+        context: AbstractContextManager[None] = switch(True)
+        return context
+
+    def has_value(self, tensor: Any) -> bool:
+        """Whether nothing traces what is done to ``tensor``."""
+        return not isinstance(tensor, jax.core.Tracer)
 
     def assign(self, variable: Any, array: Array) -> None:
         """Write a copy of ``array`` into ``variable``; JAX itself would use its memory."""
@@ -119,7 +145,11 @@ class Jax(Engine):
         if in_stateless_scope() and not _in_fit():
             self._by_hand = True
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+    def at_rest(self) -> bool:
+        """Whether the variables hold the weights, and not arguments of a step."""
+        return not in_stateless_scope() and not _in_fit()
+
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
         """Return ears between the steps of every ``fit`` that begins from now on."""
 
         def told(original: Any, model: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
@@ -144,6 +174,20 @@ class Jax(Engine):
     def flush(self) -> None:
         """Wait for callbacks that are under way."""
         jax.effects_barrier()
+
+
+def _values(variables: Sequence[Any]) -> list[Any]:
+    return [variable.value for variable in variables]
+
+
+def _total(variables: Sequence[Any], loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the sum of ``loss`` as a function of the values of ``variables``, and its own."""
+
+    def total(values: list[Any], *args: Any) -> Any:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return keras.ops.sum(loss(*args))
+
+    return total
 
 
 def _in_fit() -> bool:

@@ -1,10 +1,12 @@
 """Keras on TensorFlow: training steps are graphs, which read masks and counters from variables."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ltcore.arrays import Array
@@ -15,7 +17,7 @@ from ltcore_keras._engine_any import Engine
 class TensorFlow(Engine):
     """TensorFlow, in eager mode, in graphs and under XLA."""
 
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "hvp", "vjp"})
     in_graph = True
 
     def check_trains(self, model: Any) -> None:
@@ -29,18 +31,43 @@ class TensorFlow(Engine):
 
     def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
         """Return dense gradients; a variable that the loss does not depend on has zeros."""
+        return _gradients([variable.value for variable in variables], loss)
+
+    def gradients_of(
+        self, variables: Sequence[Any], loss: Callable[..., Any]
+    ) -> Callable[..., list[Any]]:
+        """Return a graph function; it takes numbers of the widths that ``fit`` makes of them."""
+
+        @tf.function(autograph=False)
+        def gradients(args: Any) -> list[Any]:
+            return self.gradients(variables, functools.partial(loss, *args))
+
+        return lambda *args: list(gradients(keras.tree.map_structure(_as_in_fit, args)))
+
+    def hessian_product(
+        self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
+    ) -> list[Any]:
+        """Return the gradient of the inner product of gradient and ``vector``."""
         values = [variable.value for variable in variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for value in values:
-                tape.watch(value)
-            result = loss()
-        found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [tf.convert_to_tensor(gradient) for gradient in found]
+
+        def slope() -> Any:
+            products = zip(_gradients(values, loss), vector, strict=True)
+            return tf.add_n([tf.reduce_sum(a * b) for a, b in products])
+
+        return _gradients(values, slope)
+
+    def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
+        """Return dense gradients."""
+        return _gradients(values, lambda: function(values))
 
     def as_numpy(self, tensor: Any) -> Array:
         """Return a copy of the values; Keras's own conversion makes numpy 2 warn."""
         array: Array = keras.ops.convert_to_tensor(tensor).numpy()
         return array
+
+    def has_value(self, tensor: Any) -> bool:
+        """Whether ``tensor`` is no symbol of a graph."""
+        return self.at_rest()
 
     def where_kept(self, mask: Any, values: Any) -> Any:
         """Return masked values, which may be the sparse gradient of an embedding."""
@@ -55,11 +82,30 @@ class TensorFlow(Engine):
         context: AbstractContextManager[None] = tf.init_scope()
         return context
 
+    def at_rest(self) -> bool:
+        """Whether no graph is being made."""
+        return bool(tf.executing_eagerly())
+
     @contextmanager
     def clearing(self) -> Iterator[bool]:
         """Write now, not in the graph."""
         with tf.init_scope():
             yield True
+
+
+def _gradients(values: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for value in values:
+            tape.watch(value)
+        result = loss()
+    found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(gradient) for gradient in found]
+
+
+def _as_in_fit(leaf: Any) -> Any:
+    """Return numpy's float64 as the floats of Keras, which a loss in a graph could not mix."""
+    wide = isinstance(leaf, np.ndarray) and leaf.dtype == np.float64
+    return leaf.astype(keras.config.floatx()) if wide else leaf
 
 
 ENGINE = TensorFlow()

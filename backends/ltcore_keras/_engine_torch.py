@@ -5,12 +5,14 @@ each step of any of its optimizers; there are ears on those as well. Masks are b
 ``and`` gives +0.0 whatever was there, in place, and is ten times as fast as a choice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -44,7 +46,7 @@ class BitMask:
 class Torch(Engine):
     """PyTorch, eager."""
 
-    capabilities = frozenset({"gradients"})
+    capabilities = frozenset({"gradients", "hvp", "vjp"})
 
     def check_trains(self, model: Any) -> None:
         """Every model trains."""
@@ -52,20 +54,36 @@ class Torch(Engine):
     def gradients(self, variables: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
         """Return dense gradients; ``.grad`` and what is trainable stay as they are."""
         params = [variable.value for variable in variables]
-        frozen = [param for param in params if not param.requires_grad]
-        try:
-            for param in frozen:
-                param.requires_grad_(True)
-            with torch.enable_grad():
-                value = keras.ops.sum(loss())
-            found = torch.autograd.grad(value, params, allow_unused=True)
-        finally:
-            for param in frozen:
-                param.requires_grad_(False)
-        return [
-            torch.zeros_like(param) if gradient is None else gradient
-            for param, gradient in zip(params, found, strict=True)
-        ]
+        with _differentiable(params):
+            value = keras.ops.sum(loss())
+            return _dense(torch.autograd.grad(value, params, allow_unused=True), params)
+
+    def hessian_product(
+        self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
+    ) -> list[Any]:
+        """Return the gradient of the inner product of gradient and ``vector``.
+
+        The fast forms of attention have no second derivative.
+        """
+        params = [variable.value for variable in variables]
+        with _differentiable(params), sdpa_kernel(SDPBackend.MATH):
+            value = keras.ops.sum(loss())
+            first = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
+            terms = [
+                (gradient.to_dense() * direction).sum()
+                for gradient, direction in zip(first, vector, strict=True)
+                if gradient is not None and gradient.requires_grad
+            ]
+            if not terms:
+                return [torch.zeros_like(param) for param in params]
+            return _dense(torch.autograd.grad(sum(terms), params, allow_unused=True), params)
+
+    def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
+        """Return dense gradients."""
+        leaves = [value.detach().requires_grad_(True) for value in values]
+        with torch.enable_grad():
+            found = torch.autograd.grad(function(leaves), leaves, allow_unused=True)
+        return _dense(found, leaves)
 
     def as_numpy(self, tensor: Any) -> Array:
         """Return a copy of the values, bfloat16 as float32; Keras's own way makes numpy 2 warn."""
@@ -112,7 +130,11 @@ class Torch(Engine):
         ears: Ears = variable.value.register_post_accumulate_grad_hook(masked)
         return ears
 
-    def ears(self, live: Callable[[], list[Any]]) -> list[Ears]:
+    def at_rest(self) -> bool:
+        """Whether nothing is being compiled."""
+        return not torch.compiler.is_compiling()
+
+    def ears(self, live: Callable[[], list[Any]], pause: Callable[[], None]) -> list[Ears]:
         """Return hooks around each step of any optimizer of torch."""
 
         def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -131,6 +153,7 @@ class Torch(Engine):
                 listener.after_update(optimizer, params)
             for listener in listeners:
                 listener.finished(optimizer, params, params)
+            pause()
 
         return [
             register_optimizer_step_pre_hook(before),
@@ -150,6 +173,27 @@ class Torch(Engine):
     def reset_foreign(self, optimizer: Any) -> None:
         """Forget momentum and the like; the learning rate stays as it is."""
         optimizer.state.clear()
+
+
+@contextmanager
+def _differentiable(params: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Have all of ``params`` get gradients, also frozen ones and where nothing does."""
+    frozen = [param for param in params if not param.requires_grad]
+    try:
+        for param in frozen:
+            param.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for param in frozen:
+            param.requires_grad_(False)
+
+
+def _dense(gradients: Sequence[Any], params: Sequence[torch.Tensor]) -> list[Any]:
+    return [
+        torch.zeros_like(param) if gradient is None else gradient.to_dense()
+        for param, gradient in zip(params, gradients, strict=True)
+    ]
 
 
 def _kept(tensor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

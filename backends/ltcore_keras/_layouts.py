@@ -92,7 +92,8 @@ def canonical_shape(layout: Layout, shape: Shape) -> Shape:
 
 def to_numpy(tensor: Any) -> Array:
     """Return a tensor's or variable's values; bfloat16, which numpy lacks, comes as float32."""
-    array = as_numpy(tensor)
+    # An engine might narrow an array.
+    array = np.array(tensor) if isinstance(tensor, np.ndarray) else as_numpy(tensor)
     if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
         return array.astype(np.float32)
     return array

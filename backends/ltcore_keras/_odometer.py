@@ -6,7 +6,7 @@ copies, the others skip a branch. Elsewhere both are on the host.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -44,6 +44,7 @@ class Odometer(Listener):
         self._model = weakref.ref(model)
         self._reference: weakref.ref[Any] | None = None
         self._wanted: list[Sequence[Any]] = []
+        self._looks: list[Callable[[], None]] = []
         self._met: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
@@ -59,16 +60,18 @@ class Odometer(Listener):
         """Count an update if one was ``done``, and take shots."""
         raise NotImplementedError
 
-    def attach(self, shots: Sequence[Shot]) -> None:
-        """Count, and take ``shots`` when their time has come."""
+    def attach(self, shots: Sequence[Shot], look: Callable[[], None] | None = None) -> None:
+        """Count, take ``shots`` when their time has come, and ``look`` when Python runs again."""
         self._reference = None
         self._wanted.append(shots)
+        self._looks += [look] if look else []
         listen(self)
         ENGINE.retrace(self._model())
 
-    def detach(self, shots: Sequence[Shot]) -> None:
-        """Take ``shots`` no more; count no more when all are detached."""
+    def detach(self, shots: Sequence[Shot], look: Callable[[], None] | None = None) -> None:
+        """Take ``shots`` and ``look`` no more; count no more when all are detached."""
         self._wanted = [others for others in self._wanted if others is not shots]
+        self._looks = [other for other in self._looks if other != look]
         if not self._wanted:
             unlisten(self)
         ENGINE.retrace(self._model())
@@ -94,6 +97,11 @@ class Odometer(Listener):
         """Count an update of this model, once also where several optimizers share it."""
         if self._first(variables) is not None and self._counts(owned):
             self.passed(_is_update(optimizer))
+
+    def paused(self) -> None:
+        """Let those look who want to."""
+        for look in list(self._looks):
+            look()
 
     def _shots(self) -> Iterator[Any]:
         for shots in self._wanted:

@@ -8,6 +8,11 @@ from keras import layers as kl
 _TRANSPOSED = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 
 
+def is_transposed(layer: Any) -> bool:
+    """Whether a layer is a transposed convolution."""
+    return isinstance(layer, _TRANSPOSED)
+
+
 def padding_of(layer: Any, shape: Sequence[int]) -> list[list[int]] | None:
     """Return ``[[before, after], ...]`` for each axis of space; None for no convolution.
 
@@ -27,7 +32,7 @@ def padding_of(layer: Any, shape: Sequence[int]) -> list[list[int]] | None:
         (size - 1) * dilation + 1
         for size, dilation in zip(layer.kernel_size, dilations, strict=True)
     ]
-    if isinstance(layer, _TRANSPOSED):
+    if is_transposed(layer):
         extra = layer.output_padding or (None,) * rank
         return [
             _cropped(layer.padding, *axis) for axis in zip(kernels, strides, extra, strict=True)

@@ -1,4 +1,4 @@
-"""A method of a class, replaced for a while."""
+"""A method of a class, or a function of a module, replaced for a while."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,13 @@ from typing import Any
 class Patch:
     """A method of a class, replaced by ``around(original, self, ...)`` until removed.
 
+    Or a function of a module, replaced by ``around(original, ...)``.
+
     Where somebody has put a method of theirs over ours, ours stays inside it when removed, and
     does nothing more: the next patch goes on top, and a call must not come through two.
     """
 
-    def __init__(self, cls: type, name: str, around: Callable[..., Any]) -> None:
+    def __init__(self, cls: Any, name: str, around: Callable[..., Any]) -> None:
         self._cls, self._name = cls, name
         self._own = cls.__dict__.get(name)  # None where the class inherits it
         self._removed = False

@@ -1,11 +1,14 @@
 """What a training run needs besides holding: gradients, and weights drawn anew."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
+from ltcore.arrays import Array
 from ltcore.errors import InvalidValueError
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._initial import drawn
@@ -14,28 +17,111 @@ from ltcore_keras._slots import Slot
 
 def mean_gradients(
     model: Any,
-    variables: Mapping[str, Any],
+    variables: Sequence[Any],
     batches: Iterable[tuple[Any, Any]],
     loss: Callable[[Any, Any], Any],
-) -> dict[str, Any]:
+) -> list[Any]:
     """Return the gradient of every variable in inference mode, averaged over ``batches``.
 
     Raises:
         InvalidValueError: there are no batches.
     """
+
+    def found(inputs: Any, targets: Any) -> list[Any]:
+        return ENGINE.gradients(variables, lambda: _loss(model, loss, inputs, targets))
+
+    return _mean(itertools.starmap(found, batches))
+
+
+def mean_products(
+    model: Any,
+    variables: Sequence[Any],
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Any],
+    vector: Sequence[Array],
+) -> list[Any]:
+    """Return the Hessian times ``vector`` in inference mode, averaged over ``batches``.
+
+    Args:
+        model: the model.
+        variables: those that are differentiated.
+        batches: pairs of inputs and targets.
+        loss: of outputs and targets.
+        vector: a native array for each of the variables.
+
+    Raises:
+        InvalidValueError: there are no batches.
+    """
+    directions = [
+        keras.ops.cast(keras.ops.convert_to_tensor(array), variable.dtype)
+        for variable, array in zip(variables, vector, strict=True)
+    ]
+
+    def found(inputs: Any, targets: Any) -> list[Any]:
+        value = functools.partial(_loss, model, loss, inputs, targets)
+        return ENGINE.hessian_product(variables, value, directions)
+
+    return _mean(itertools.starmap(found, batches))
+
+
+def mean_squares(
+    model: Any,
+    variables: Sequence[Any],
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Any],
+) -> list[Any]:
+    """Return the squared gradient of one example's loss, averaged over all examples.
+
+    Raises:
+        InvalidValueError: there are no examples, or parts of a batch differ in their number.
+    """
+    gradients = ENGINE.gradients_of(variables, functools.partial(_loss, model, loss))
+
+    def squares(inputs: Any, targets: Any) -> list[Any]:
+        # A square of half precision would be 0 too soon.
+        return [
+            keras.ops.square(keras.ops.cast(gradient, _at_least_float32(gradient)))
+            for gradient in gradients(inputs, targets)
+        ]
+
+    examples = (one for batch in batches for one in _examples(batch))
+    return _mean(itertools.starmap(squares, examples))
+
+
+def _mean(items: Iterable[list[Any]]) -> list[Any]:
     sums: list[Any] = []
     count = 0
-    for inputs, targets in batches:
-        value = functools.partial(_loss, model, inputs, targets, loss)
-        found = ENGINE.gradients(list(variables.values()), value)
-        sums = [a + b for a, b in zip(sums, found, strict=True)] if count else found
+    for item in items:
+        sums = [a + b for a, b in zip(sums, item, strict=True)] if count else item
         count += 1
     if not count:
         raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
-    return {name: total / count for name, total in zip(variables, sums, strict=True)}
+    return [total / count for total in sums]
 
 
-def _loss(model: Any, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]) -> Any:
+def _examples(batch: tuple[Any, Any]) -> Iterator[Any]:
+    """Yield the examples of a batch as batches of one."""
+    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+    sizes = {len(leaf) for leaf in leaves}
+    if len(sizes) > 1:
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        raise InvalidValueError(
+            f"the arrays of a batch have {sorted(sizes)} examples (shapes {shapes}); inputs and "
+            "targets must have as many, along axis 0"
+        )
+    for index in range(*sizes):
+
+        def one(leaf: Any, index: int = index) -> Any:
+            return None if leaf is None else leaf[index : index + 1]
+
+        yield keras.tree.map_structure(one, tuple(batch))
+
+
+def _at_least_float32(tensor: Any) -> str:
+    return str(keras.backend.result_type(tensor.dtype, "float32"))
+
+
+def _loss(model: Any, loss: Callable[[Any, Any], Any], inputs: Any, targets: Any) -> Any:
     return loss(model(inputs, training=False), targets)
 
 

@@ -18,6 +18,7 @@ import keras
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._engine_any import Ears
 from ltcore_keras._patch import Patch
+from ltcore_keras._pauses import at_work, ears_on_pauses
 
 
 class Listener:
@@ -47,6 +48,9 @@ class Listener:
             variables: those of them that the update was for, with a gradient or without.
         """
 
+    def paused(self) -> None:
+        """Called when Python runs after updates, outside of a training step."""
+
     def run_begins(self, model: Any, values: Mapping[int, Any]) -> None:
         """Called before the steps of ``fit`` on JAX, with ``{id of the variable: array}``."""
 
@@ -73,7 +77,8 @@ def listen(listener: Listener) -> None:
         several = getattr(keras.optimizers, "MultiOptimizer", None)
         if several:
             _ears.append(Patch(several, "apply", _heard_once))
-        _ears.extend(ENGINE.ears(_live))
+        _ears.extend(ENGINE.ears(_live, _goes_on))
+        _ears.extend(ears_on_pauses(_pause))
     _changed()
     ENGINE.listening(list(_traced), new=new)
 
@@ -103,6 +108,16 @@ def _unlisten_if_alive(reference: "weakref.ref[Listener]") -> None:
 
 def _live() -> list[Listener]:
     return [listener for ref in _listeners if (listener := ref()) is not None]
+
+
+def _pause() -> None:
+    for listener in _live():
+        listener.paused()
+
+
+def _goes_on() -> None:
+    with at_work(_pause):
+        pass
 
 
 def _rest_if_alone() -> None:
@@ -137,16 +152,17 @@ def _heard(
     if len(gradients) != len(variables):
         return original(optimizer, gradients, given)  # a mistake; Keras says which
     ENGINE.heard()
-    listeners = _live()
-    for listener in listeners:
-        gradients = listener.before_update(optimizer, gradients, variables)
-    result = original(optimizer, gradients, None if given is None else variables)
-    touched = [v for g, v in zip(gradients, variables, strict=False) if g is not None]
-    for listener in listeners:
-        listener.after_update(optimizer, touched)
-    if not getattr(_nested, "inside", False):
+    with at_work(_pause):
+        listeners = _live()
         for listener in listeners:
-            listener.finished(optimizer, optimizer._trainable_variables, variables)
+            gradients = listener.before_update(optimizer, gradients, variables)
+        result = original(optimizer, gradients, None if given is None else variables)
+        touched = [v for g, v in zip(gradients, variables, strict=False) if g is not None]
+        for listener in listeners:
+            listener.after_update(optimizer, touched)
+        if not getattr(_nested, "inside", False):
+            for listener in listeners:
+                listener.finished(optimizer, optimizer._trainable_variables, variables)
     return result
 
 
@@ -156,12 +172,13 @@ def _heard_once(
     """Let the optimizers inside make their parts of one update."""
     given = trainable_variables
     gradients = list(grads)
-    _nested.inside = True
-    try:
-        result = original(optimizer, gradients, given)
-    finally:
-        _nested.inside = False
-    variables = list(optimizer._trainable_variables if given is None else given)
-    for listener in _live():
-        listener.finished(optimizer, optimizer._trainable_variables, variables)
+    with at_work(_pause):
+        _nested.inside = True
+        try:
+            result = original(optimizer, gradients, given)
+        finally:
+            _nested.inside = False
+        variables = list(optimizer._trainable_variables if given is None else given)
+        for listener in _live():
+            listener.finished(optimizer, optimizer._trainable_variables, variables)
     return result

@@ -20,6 +20,7 @@ class KerasWatch:
         read: returns canonical arrays for ``{name: variable}``.
         steps: the numbers of updates after which to take a snapshot.
         example: made-up inputs of the right shapes, None where they are not known.
+        callback: called with the number of updates so far, when Python runs after some.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class KerasWatch:
         read: Callable[[Mapping[str, Any]], dict[str, Array]],
         steps: Sequence[int],
         example: Any,
+        callback: Callable[[int], None] | None = None,
     ) -> None:
         ENGINE.check_trains(model)
         self._example = example
@@ -41,7 +43,9 @@ class KerasWatch:
         variables = {name: slot.variable for name, slot in slots.items()}
         self._shots = [self._odometer.shot(variables, self._start + step) for step in steps]
         self._taken: dict[int, dict[str, Array]] = {}
-        self._odometer.attach(self._shots)
+        self._callback = callback
+        self._told = 0
+        self._odometer.attach(self._shots, self._look if callback else None)
 
     @property
     def steps(self) -> int:
@@ -71,8 +75,15 @@ class KerasWatch:
         """Stop counting; what was seen stays readable. Twice is fine."""
         if self._end is None:
             self._end = self._odometer.reading()
-            self._odometer.detach(self._shots)
+            self._odometer.detach(self._shots, self._look)
             self._shots = [shot for shot in self._shots if shot.at <= self._end]
+
+    def _look(self) -> None:
+        """Call back if there were updates since the last time."""
+        now = self.steps
+        if self._callback and now != self._told:
+            self._told = now  # first: what the callback does may be a moment to look, too
+            self._callback(now)
 
     def _whole(self, shot: Shot) -> dict[str, Any]:
         """Return what the shot shows; weights that no optimizer touched are still in the model."""

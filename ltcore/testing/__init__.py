@@ -1,4 +1,4 @@
-"""Suites that show whether a backend or a criterion keeps its promises; needs no framework."""
+"""Suites that show whether a plugin's parts keep their promises; they need no framework."""
 
 import sys
 
@@ -8,13 +8,20 @@ if "pytest" in sys.modules:  # so that a failing promise shows both sides, as in
     pytest.register_assert_rewrite(
         "ltcore.testing.suite_hooks",
         "ltcore.testing.suite_values",
+        "ltcore.testing.suite_gradients",
         "ltcore.testing.suite_training",
         "ltcore.testing.criterion_suite",
+        "ltcore.testing.allocation_suite",
+        "ltcore.testing.pattern_suite",
+        "ltcore.testing.rewind_suite",
+        "ltcore.testing.schedule_suite",
     )
 
+from ltcore.testing.allocation_suite import AllocationConformance
 from ltcore.testing.backend_suite import BackendConformance, Failure, check_backend
 from ltcore.testing.cases import CASES, Case, canonical_inputs, canonical_targets
 from ltcore.testing.criterion_suite import CriterionConformance
+from ltcore.testing.pattern_suite import PatternConformance
 from ltcore.testing.reference import ReferenceBackend
 from ltcore.testing.reference_layers import (
     BatchNorm,
@@ -30,9 +37,12 @@ from ltcore.testing.reference_layers import (
     Relu,
 )
 from ltcore.testing.reference_model import NumpyModel, Sgd, differentiate, fit, mean_squared_error
+from ltcore.testing.rewind_suite import RewindConformance
+from ltcore.testing.schedule_suite import ScheduleConformance
 
 __all__ = [
     "CASES",
+    "AllocationConformance",
     "BackendConformance",
     "BatchNorm",
     "Case",
@@ -48,8 +58,11 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "NumpyModel",
+    "PatternConformance",
     "ReferenceBackend",
     "Relu",
+    "RewindConformance",
+    "ScheduleConformance",
     "Sgd",
     "canonical_inputs",
     "canonical_targets",

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import SkipTest
 
+from ltcore.testing.suite_gradients import GradientChecks
 from ltcore.testing.suite_training import TrainingChecks
 from ltcore.testing.suite_values import ValueChecks
 
 
-class BackendConformance(ValueChecks, TrainingChecks):
+class BackendConformance(ValueChecks, GradientChecks, TrainingChecks):
     """Every promise a backend makes; subclass it under pytest, or give it to `check_backend`."""
 
 

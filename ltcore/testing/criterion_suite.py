@@ -1,6 +1,6 @@
 """The conformance suite of prune criteria: subclass it, and every promise is a test.
 
->>> from ltcore.criteria import magnitude
+>>> from ltcore.weight_criteria import magnitude
 >>> class TestMagnitude(CriterionConformance):
 ...     criterion = magnitude
 """
@@ -11,17 +11,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ltcore.arrays import Array
-from ltcore.criteria import SIGNALS, Criterion, Param
+from ltcore.criteria import SIGNALS, Criterion, Param, passes_of
+from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
 
 SHAPES = ((5, 4), (3, 2, 3, 3), (7,))
+
+NOT_NEGATIVE = {"fisher", "flow", "activations"}
+"""Means of squares, their roots, and the flow through weights that are not negative."""
 
 
 class CriterionConformance:
     """What `ltcore.criteria.Criterion` promises.
 
     Attributes:
-        criterion: the criterion under test; override it.
+        criterion: the criterion under test: an object or its class; override it.
         shapes: of the weights it is tried on.
     """
 
@@ -30,9 +34,10 @@ class CriterionConformance:
 
     def rule(self) -> Criterion:
         """Return the criterion under test."""
-        if self.criterion is None:
+        given = type(self).criterion
+        if given is None:
             raise NotImplementedError("set the class attribute `criterion`")
-        rule: Criterion = self.criterion
+        rule: Criterion = given() if isinstance(given, type) else given
         return rule
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
@@ -51,6 +56,17 @@ class CriterionConformance:
             "a criterion that draws random numbers is not elementwise: its scores would depend "
             "on how the weights are cut into blocks"
         )
+
+    def test_takes_a_whole_number_of_passes(self) -> None:
+        """A pruning has one pass, or as many as the criterion says."""
+        passes = passes_of(self.rule())
+        assert isinstance(passes, int), "passes is a whole number, in how many steps to prune"
+        assert passes >= 1, "a pruning has at least one pass"
+
+    def test_scores_are_real_numbers(self, shape: tuple[int, ...]) -> None:
+        """Scores can be ordered."""
+        dtype = np.asarray(self.rule().score(self.param(shape))).dtype
+        assert dtype.kind in "fiub", f"scores are an array of real numbers, not of {dtype}"
 
     def test_scores_have_the_shape_of_the_weight(self, shape: tuple[int, ...]) -> None:
         """There is one score a weight."""
@@ -93,18 +109,63 @@ class CriterionConformance:
                 "their own as among all"
             )
 
+    def test_rearranging_keeps_counts_and_nests(self, shape: tuple[int, ...]) -> None:
+        """The last word on the masks changes no count and brings back nothing."""
+        before, chosen = self.masks(shape)
+        result = self.rearranged(before, chosen)
+        assert result.keys() == chosen.keys(), "rearrange returns a mask for each it was given"
+        for name, mask in result.items():
+            assert np.asarray(mask).dtype == np.bool_, "a mask is boolean, True = kept"
+            assert mask.shape == chosen[name].shape, "a mask keeps its shape"
+            assert mask.sum() == chosen[name].sum(), (
+                "rearrange keeps as many weights of each parameter as the scores did"
+            )
+            assert not (mask & ~before[name]).any(), (
+                "rearrange keeps no weight that was gone before the pruning"
+            )
+
+    def test_same_seed_same_rearranging(self, shape: tuple[int, ...]) -> None:
+        """What is rearranged follows from input and seed."""
+        before, chosen = self.masks(shape)
+        first, second = self.rearranged(before, chosen), self.rearranged(before, chosen)
+        for name in chosen:
+            assert np.array_equal(first[name], second[name]), (
+                "rearrange draws from the generator that it is given, and from no other"
+            )
+
+    def masks(self, shape: tuple[int, ...]) -> tuple[Masks, Masks]:
+        """Return what was kept before a pruning and what its scores chose, the same every time."""
+        rng = np.random.default_rng(2)
+        names = ("first.weight", "second.weight")
+        before = Masks({name: rng.random(shape) < 0.9 for name in names})
+        return before, Masks({n: before[n] & (rng.random(shape) < 0.5) for n in names})
+
+    def rearranged(self, before: Masks, chosen: Masks) -> Mapping[str, Array]:
+        """Return what the criterion makes of ``chosen``; the same where it does not rearrange."""
+        rearrange = getattr(self.rule(), "rearrange", None)
+        if rearrange is None:
+            return chosen
+        result: Mapping[str, Array] = rearrange(before, chosen, np.random.default_rng(3))
+        return result
+
     def param(self, shape: tuple[int, ...], scale: float = 1.0) -> Param:
         """Return a parameter with the signals that the criterion needs, the same every time."""
         rng = np.random.default_rng(0)
+        wanted = {"weight", *self.rule().needs} - {"rng"}
         signals: Mapping[str, Array] = {
-            signal: (scale * rng.standard_normal(shape)).astype(np.float32)
-            for signal in SIGNALS
-            if signal == "weight" or (signal in self.rule().needs and signal != "rng")
+            signal: _drawn(signal, scale, shape, rng) for signal in SIGNALS if signal in wanted
         }
         mask = rng.random(shape) < 0.8
         info = ParamInfo("layer.weight", "linear", "weight", shape, False, True)
         generator = np.random.default_rng(1) if "rng" in self.rule().needs else None
         return Param(info, mask, signals, generator)
+
+
+def _drawn(signal: str, scale: float, shape: tuple[int, ...], rng: Any) -> Array:
+    values: Array = scale * rng.standard_normal(shape)
+    if signal in NOT_NEGATIVE:
+        values = np.abs(values)
+    return values if signal == "flow" else values.astype(np.float32)
 
 
 def _block(whole: Param, where: slice) -> Param:

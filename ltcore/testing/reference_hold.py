@@ -58,12 +58,16 @@ class NumpyWatch:
     """Counts a model's updates, takes snapshots on the way, and keeps its first input."""
 
     def __init__(
-        self, model: NumpyModel, read: Callable[[NumpyModel], Params], steps: Sequence[int]
+        self,
+        model: NumpyModel,
+        read: Callable[[NumpyModel], Params],
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
     ) -> None:
         self.steps = 0
         self.snapshots: dict[int, Params] = {}
         self.first_input: Array | None = None
-        self._read, self._wanted = read, frozenset(steps)
+        self._read, self._wanted, self._callback = read, frozenset(steps), callback
         self._model = weakref.ref(model)
         model.before_forward.append(self._see)
         model.after_update.append(self._count)
@@ -84,3 +88,5 @@ class NumpyWatch:
         model = self._model()
         if self.steps in self._wanted and model is not None:
             self.snapshots[self.steps] = self._read(model)
+        if self._callback:
+            self._callback(self.steps)  # last: a snapshot is what the update made

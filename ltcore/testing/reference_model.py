@@ -120,16 +120,27 @@ class Sgd:
             after()
 
 
-def differentiate(model: NumpyModel, loss: Callable[[NumpyModel], float]) -> Gradients:
-    """Return the gradient of ``loss(model)`` by central differences in float64.
-
-    Works on a copy: the model, its buffers too, stays as it was.
-    """
+def in_float64(model: NumpyModel) -> NumpyModel:
+    """Return a copy that computes in float64; ``model``, its buffers too, stays as it was."""
     twin = copy.deepcopy(model)
     for _, layer in twin.named_layers():
         for role in layer.trained + layer.buffers:
             setattr(layer, role, getattr(layer, role).astype(np.float64))
-    step = 1e-6
+    return twin
+
+
+def differentiate(
+    model: NumpyModel, loss: Callable[[NumpyModel], float], step: float = 1e-6
+) -> Gradients:
+    """Return the gradient of ``loss(model)`` by central differences in float64.
+
+    Args:
+        model: is copied and stays as it was.
+        loss: of a model.
+        step: how far each weight is moved. A longer one loses fewer digits, and is as exact where
+            the loss is linear or quadratic in each weight.
+    """
+    twin = in_float64(model)
     gradients = {}
     for name, weight in twin.arrays(trained_only=True).items():
         gradients[name] = np.zeros_like(weight)

@@ -108,9 +108,15 @@ class BackendHooks:
         handle: MaskHandle = self._handles[-1]
         return handle
 
-    def watch(self, model: Any, structure: Structure, steps: Sequence[int]) -> Watch:
+    def watch(
+        self,
+        model: Any,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> Watch:
         """Watch ``model``, and keep the watch while the test runs, as ltcore does."""
-        self._handles.append(self.backend().watch(model, structure, steps))
+        self._handles.append(self.backend().watch(model, structure, steps, callback))
         watch: Watch = self._handles[-1]
         return watch
 
@@ -209,6 +215,24 @@ def assert_close(found: Params, expected: Params, tolerance: float, promise: str
         gap = float(np.max(np.abs(got.astype(np.float64) - want), initial=0.0)) / scale
         assert gap <= tolerance, (
             f"{promise}: {name!r} differs by {gap:.1e} of its largest value, {tolerance:.0e} is "
+            "allowed"
+        )
+
+
+def assert_near(found: Params, expected: Params, tolerance: float, promise: str) -> None:
+    """Assert that found derivatives agree within ``tolerance`` of the largest value of each.
+
+    What is much smaller than all the others (zero but for rounding) is measured by those.
+    """
+    assert list(found) == list(expected), f"{promise}: names differ"
+    sizes = {name: float(np.max(np.abs(want), initial=0)) for name, want in expected.items()}
+    for name, want in expected.items():
+        got = found[name]
+        assert got.shape == want.shape, f"{promise}: {name!r} is {got.shape}, not {want.shape}"
+        scale = max(sizes[name], 1e-2 * max(sizes.values())) or 1.0
+        gap = float(np.max(np.abs(got.astype(np.float64) - want), initial=0)) / scale
+        assert gap <= tolerance, (
+            f"{promise}: {name!r} is off by {gap:.1e} of its largest value, {tolerance:.0e} is "
             "allowed"
         )
 

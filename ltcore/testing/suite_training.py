@@ -28,6 +28,10 @@ from ltcore.testing.suite_hooks import (
 )
 
 
+class CallbackError(Exception):
+    """What a callback raises in a test."""
+
+
 class TrainingChecks(BackendHooks):
     """Hold, watch, fresh_optimizer. Everything is trained by the author's own `trainer`."""
 
@@ -311,6 +315,114 @@ class TrainingChecks(BackendHooks):
         self.train(watched, case, 3)
         found, wanted = backend.read(watched, structure), backend.read(free, structure)
         assert_close(found, wanted, 1e-5, "a watched model trains as any other")
+
+    def test_callback_hears_of_updates(self, case: str) -> None:
+        """A callback gets the number of updates, and finds the model that they made."""
+        backend = self.backend()
+        for optimizer in self.optimizers:
+            model, structure = self.built(case)
+            masks = some_masks(structure)
+            heard: dict[int, Params] = {}
+
+            def hear(step: int, model: Any = model, heard: dict[int, Params] = heard) -> None:
+                assert step not in heard, f"the callback hears of {step} updates once"
+                heard[step] = backend.read(model, structure)  # noqa: B023  called in this round
+
+            watch = self.watch(model, structure, [1, 3], hear)
+            self.hold(model, structure, masks)
+            train = self.trainer(model, case, optimizer)
+            train(1)
+            assert list(heard) == [1], f"{optimizer}: the callback hears of the first update"
+            train(2)
+            assert list(heard) == sorted(heard), f"{optimizer}: the callback hears in order"
+            assert max(heard) == watch.steps == 3, f"{optimizer}: the callback hears of the last"
+            now = backend.read(model, structure)
+            assert_same(heard[3], now, f"{optimizer}: the callback sees what the update made")
+            assert_same(watch.snapshots[1], heard[1], "snapshots are taken of the same weights")
+            assert_pruned(heard[1], masks, "the callback sees pruned weights as 0.0")
+
+    def test_callback_changes_the_model(self, case: str) -> None:
+        """What a callback writes and holds is what the next update starts from."""
+        first, second = (some_masks(self.built(case)[1], seed=seed) for seed in (0, 1))
+        inside, outside = (
+            self._changed_after_one(case, first, second, in_callback=answer)
+            for answer in (True, False)
+        )
+        assert_pruned(inside, second, "hold.update in a callback holds from then on")
+        assert_close(
+            inside,
+            outside,
+            1e-5,
+            "what a callback writes and holds is trained on as if it were done between two calls",
+        )
+
+    def _changed_after_one(
+        self, case: str, first: Masks, second: Masks, *, in_callback: bool
+    ) -> Params:
+        """Train three updates, after the first of which weights and masks are changed."""
+        backend = self.backend()
+        model, structure = self.built(case)
+        hold = self.hold(model, structure, first)
+        fresh = backend.redraw(model, structure, 5)
+
+        def change(step: int) -> None:
+            if step == 1:
+                backend.write(model, structure, fresh)
+                hold.update(second)
+
+        watch = self.watch(model, structure, [1], change if in_callback else None)
+        train = self.trainer(model, case)
+        train(1)
+        if not in_callback:
+            change(1)
+        changed = {name: second.apply(fresh)[name] for name in first}
+        assert_same(
+            backend.read(model, structure, first),
+            changed,
+            "what a callback writes is there when training goes on, under the masks that it holds",
+        )
+        assert_pruned(
+            watch.snapshots[1], first, "a snapshot is what the update made, before the callback"
+        )
+        train(2)
+        return backend.read(model, structure)
+
+    def test_callback_ends(self, case: str) -> None:
+        """A stopped watch calls nobody, also where the callback itself stops it."""
+        model, structure = self.built(case)
+        heard: list[int] = []
+        watch = self.watch(model, structure, [], heard.append)
+        train = self.trainer(model, case)
+        train(1)
+        watch.stop()
+        train(1)
+        assert heard == [1], "the callback of a watch that was stopped is not called"
+
+        def stop(step: int) -> None:
+            heard.append(step)
+            itself.stop()
+
+        itself = self.watch(model, structure, [], stop)
+        train(1)
+        train(1)
+        assert heard == [1, 1], "a callback may stop its watch"
+        assert itself.steps == 1, "a watch that its callback stopped does not count"
+
+    def test_callback_errors_reach_the_loop(self, case: str) -> None:
+        """An error in a callback ends the training it is called from."""
+
+        def fail(step: int) -> None:
+            raise CallbackError(f"after update {step}")
+
+        model, structure = self.built(case)
+        self.watch(model, structure, [], fail)
+        message = ""
+        try:
+            self.train(model, case, 2)
+        except CallbackError as error:
+            message = str(error)
+        assert message, "an error in a callback reaches the user's loop"
+        assert message == "after update 1", "an error in a callback ends training at once"
 
     # fresh_optimizer
 

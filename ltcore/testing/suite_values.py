@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from ltcore.arrays import Array
-from ltcore.parameters import Interface, Structure
-from ltcore.testing.cases import CASES, VOCABULARY, Case, canonical_inputs, canonical_targets
+from ltcore.parameters import Interface
+from ltcore.testing.cases import CASES, VOCABULARY, Case, canonical_inputs
 from ltcore.testing.reference import ReferenceBackend
-from ltcore.testing.reference_model import mean_squared_error
 from ltcore.testing.suite_hooks import (
     BackendHooks,
     assert_close,
@@ -19,7 +17,7 @@ from ltcore.testing.suite_hooks import (
 
 
 class ValueChecks(BackendHooks):
-    """Describe, read, write, forward, redraw, gradients."""
+    """Describe, read, write, forward, redraw."""
 
     def test_backend_introduces_itself(self) -> None:
         """A backend has a name, a version and a set of capabilities."""
@@ -274,60 +272,6 @@ class ValueChecks(BackendHooks):
                 f"{info.name!r}: redraw uses the layer's own initializer; its spread is {ratio:.2f}"
                 " times that of the built model"
             )
-
-    # gradients
-
-    def test_gradients_equal_the_reference(self, case: str) -> None:
-        """Gradients are canonical, and averaged over batches."""
-        self.need("gradients")
-        model, structure = self.built(case)
-        params = made_up_params(reference_of(case)[1])
-        self.backend().write(model, structure, renamed(params, reference_of(case)[1], structure))
-        batches = [(self.example(case, i), self.targets(case, i)) for i in range(2)]
-        found = self.backend().gradients(model, structure, batches, self.loss())
-        trained = [name for name, _, role in structure.items() if not role.state]
-        assert list(found) == trained, "gradients come for every trained parameter, in order"
-        # "In whatever mode the user put it": a framework without modes may use either.
-        gaps = [gradient_gap(found, structure, case, params, training=t) for t in (True, False)]
-        gap, name = min(gaps)
-        assert gap <= 1e-3, (
-            "gradients, averaged over batches, equal those found by differences: "
-            f"{name!r} is off by {gap:.1e} of its largest value"
-        )
-
-    def test_gradients_change_nothing(self, case: str) -> None:
-        """Gradients leave parameters, and leave nothing behind."""
-        self.need("gradients")
-        backend = self.backend()
-        model, structure = self.built(case)
-        before = backend.read(model, structure)
-        batches = [(self.example(case), self.targets(case))]
-        first = backend.gradients(model, structure, batches, self.loss())
-        second = backend.gradients(model, structure, batches, self.loss())
-        assert_close(second, first, 1e-6, "nothing adds up from one call for gradients to the next")
-        after = backend.read(model, structure, first)
-        assert_same(after, {name: before[name] for name in first}, "gradients leave parameters")
-
-
-def gradient_gap(
-    found: dict[str, Array], structure: Structure, case: str, params: dict[str, Array],
-    *, training: bool,
-) -> tuple[float, str]:  # fmt: skip
-    """Return the largest relative gap between ``found`` and the reference's, and where it is."""
-    model, described = reference_of(case)
-    model.training = training
-    backend = ReferenceBackend()
-    backend.write(model, described, params)
-    batches = [(canonical_inputs(case, i), canonical_targets(case, i)) for i in range(2)]
-    own = backend.gradients(model, described, batches, mean_squared_error)
-    wanted = renamed(own, described, structure)
-    largest = max(float(np.max(np.abs(array))) for array in wanted.values())
-    # A bias before a batch norm has gradient 0, up to rounding: measure it by the others.
-    return max(
-        (float(np.max(np.abs(found[name] - want)))
-         / max(float(np.max(np.abs(want))), 1e-2 * largest), name)
-        for name, want in wanted.items()
-    )  # fmt: skip
 
 
 def expected_input(case: Case) -> Interface:

@@ -1,0 +1,117 @@
+"""How strong the inputs are that the weights of a layer multiply.
+
+While the model runs, the ``call`` that Keras wrote for such a layer is ours: it sees the input as
+the layer computes with it, also inside an attention or below a ``call`` of the user's.
+"""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ltcore.arrays import Array
+from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore.layouts import CONVOLUTIONS
+from ltcore.parameters import Structure
+from ltcore_keras._calls import of_keras
+from ltcore_keras._engine import ENGINE
+from ltcore_keras._patch import Patch
+from ltcore_keras._slots import Slot
+from ltcore_keras._squares import squares_of
+
+_KINDS = ("linear", *CONVOLUTIONS)
+
+
+@dataclass
+class _Meter:
+    """Squared inputs of one weight, added up over calls.
+
+    Attributes:
+        name: of the weight.
+        slot: where it lives.
+        total: of a shape that broadcasts to the weight's canonical one.
+        positions: how many squares are in each sum.
+    """
+
+    name: str
+    slot: Slot
+    total: Array | float = 0.0
+    positions: int = 0
+
+    def hear(self, inputs: Any) -> None:
+        """Add what enters a call of the layer."""
+        if not ENGINE.has_value(inputs):
+            raise CapabilityError(
+                f"the layer of {self.name!r} runs inside a compiled function or a loop, where its "
+                "inputs cannot be seen; leave the parameter out"
+            )
+        total, positions = squares_of(self.slot, inputs)
+        self.total = self.total + total
+        self.positions += positions
+
+
+def input_strengths(
+    model: Any,
+    structure: Structure,
+    slots: Mapping[str, Slot],
+    batches: Iterable[tuple[Any, Any]],
+    names: Iterable[str],
+) -> dict[str, Array]:
+    """Return the root mean square of what each weight multiplies, in its canonical shape.
+
+    Raises:
+        CapabilityError: a parameter is no kernel, or its layer does not run where Python sees it.
+        InvalidValueError: there are no ``batches``.
+    """
+    meters = {name: _Meter(name, _kernel(name, structure, slots)) for name in names}
+    by_layer: dict[int, list[_Meter]] = defaultdict(list)
+    for meter in meters.values():
+        by_layer[id(meter.slot.layer)].append(meter)
+
+    def around(original: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        for meter in by_layer.get(id(layer), ()):
+            given = inspect.signature(original).bind(layer, *args, **kwargs)
+            given.apply_defaults()
+            if given.arguments.get("reverse", True):  # else an embedding looks up, no kernel's use
+                meter.hear(given.arguments["inputs"])
+        return original(layer, *args, **kwargs)
+
+    count = 0
+    with ExitStack() as stack:
+        for cls in {_author(meter.slot.layer) for meter in meters.values()}:
+            stack.callback(Patch(cls, "call", around).remove)
+        for inputs, _ in batches:
+            model(inputs, training=False)
+            count += 1
+    if not count:
+        raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
+    return {name: _strength(meter) for name, meter in meters.items()}
+
+
+def _kernel(name: str, structure: Structure, slots: Mapping[str, Slot]) -> Slot:
+    site, role = structure.by_name[name]
+    if site.kind not in _KINDS or role.name != "weight":
+        raise CapabilityError(
+            f"{name!r}, the {role.name} of a layer of kind {site.kind!r}, has no activations; "
+            f"weights of layers of the kinds {_KINDS} have"
+        )
+    return slots[name]
+
+
+def _author(layer: Any) -> type:
+    """Return the class of Keras whose ``call`` multiplies by the layer's weights."""
+    return next(cls for cls in type(layer).__mro__ if "call" in vars(cls) and of_keras(cls))
+
+
+def _strength(meter: _Meter) -> Array:
+    if not meter.positions:
+        raise CapabilityError(
+            f"the layer of {meter.name!r} is not called on these batches, so its inputs are not "
+            "known; leave the parameter out, or call the layer rather than use its weight"
+        )
+    rms: Array = np.sqrt(np.asarray(meter.total) / meter.positions).astype(np.float32)
+    return np.broadcast_to(rms, meter.slot.shape)

@@ -1,0 +1,201 @@
+"""Supermasks: masks that make an untrained network good (Zhou et al. 2019)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ltcore import rewind_draws
+from ltcore.arrays import Array, Params
+from ltcore.backend import Backend
+from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore.holds import Hold, check_free, hold_model
+from ltcore.masks import Masks
+from ltcore.options import prunable_from
+from ltcore.parameters import Structure, in_canonical_order, in_native_order
+from ltcore.restoring import restoring
+from ltcore.rewind_points import check_step
+from ltcore.seeds import generator
+from ltcore.signals import Batches, Loss, check_rereadable
+from ltcore.ticket import resolve_backend
+
+
+@dataclass(frozen=True, eq=False)
+class Supermask:
+    """What was learned: how likely each weight is to be kept.
+
+    Attributes:
+        structure: of the model.
+        scores: ``{name: float64 array}``, the logits of the probabilities.
+        weights: the weights that the scores were learned for: the model's own, or constants with
+            their signs.
+        dynamic_scale: whether kept weights are multiplied by total / kept, parameter by parameter.
+        seed: of the samples.
+    """
+
+    structure: Structure
+    scores: Params
+    weights: Params
+    dynamic_scale: bool
+    seed: int
+
+    @property
+    def probabilities(self) -> dict[str, Array]:
+        """How likely each weight is to be kept."""
+        return {name: _sigmoid(scores) for name, scores in self.scores.items()}
+
+    def masks(self, threshold: float = 0.5) -> Masks:
+        """Keep what is kept with a probability above ``threshold``."""
+        return Masks.adopt({n: np.asarray(p > threshold) for n, p in self.probabilities.items()})
+
+    def sample(self, index: int = 0) -> Masks:
+        """Keep each weight with its probability; the same ``index`` gives the same masks."""
+        return _sampled(self.scores, self.structure, generator(self.seed, index, stream=1))
+
+    def apply(
+        self, model: Any, masks: Masks | None = None, *, backend: str | Backend | None = None
+    ) -> Hold:
+        """Write the frozen weights into ``model``, scaled if they were, and hold the masks.
+
+        Args:
+            model: the model that the scores were learned on; its other parameters stay.
+            masks: from `masks` or `sample`; those of ``masks()`` if None.
+            backend: a backend or its name, where it shall not be found from the model.
+
+        Raises:
+            HoldError: the model is held already.
+            MaskError: the masks are for another model.
+        """
+        driver = resolve_backend(model, backend)
+        check_free(driver, model, "error")
+        structure = driver.describe(model)
+        chosen = self.masks() if masks is None else masks
+        chosen.check_shapes({name: w.shape for name, w in self.weights.items()}, "the supermask")
+        with restoring(driver, model, structure):
+            driver.write(model, structure, _effective(self.weights, chosen, self.dynamic_scale))
+            return hold_model(model, driver, structure, chosen, existing="error")
+
+
+def find_supermask(
+    model: Any,
+    batches: Batches,
+    loss: Loss,
+    *,
+    steps: int,
+    lr: float = 100.0,
+    momentum: float = 0.9,
+    signed_constant: bool = False,
+    dynamic_scale: bool = False,
+    prunable: Sequence[str] | None = None,
+    seed: int = 0,
+    example: Any = None,
+    backend: str | Backend | None = None,
+) -> Supermask:
+    """Learn which weights to keep, by gradient descent on scores; weights are frozen.
+
+    Zhou et al. 2019, section 5: each step keeps a weight with probability ``sigmoid(score)``,
+    and the gradient goes straight through the draw. Gradients are taken in inference mode, on
+    the batches in turn. The model is as before afterwards; `Supermask.apply` puts what was
+    learned into it.
+
+    Args:
+        model: a PyTorch module or a built Keras model, not held.
+        batches: pairs (inputs, targets) as the framework takes them; one is used a step.
+        loss: ``loss(outputs, targets)`` in the framework's own tensors.
+        steps: updates of the scores.
+        lr: learning rate. Scores move slowly: the paper has 100.
+        momentum: of the descent.
+        signed_constant: use, instead of each weight, the standard deviation of its parameter
+            with the weight's sign.
+        dynamic_scale: multiply kept weights by total / kept of their parameter, which counts as a
+            constant in gradients.
+        prunable: selectors of the parameters; kernels if None. Others stay as they are.
+        seed: of the draws.
+        example: one input batch, where the model's graph is not known without: draws then fall on
+            the same weights in every framework.
+        backend: a backend or its name, where it shall not be found from the model.
+
+    Raises:
+        InvalidValueError: a number out of range, or no batches.
+        CapabilityError: the backend has no gradients.
+        HoldError: the model is held.
+        NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
+    """
+    driver = resolve_backend(model, backend)
+    _check(steps, lr, momentum)
+    check_rereadable(batches, "one reading")
+    if "gradients" not in driver.capabilities:
+        raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
+    check_free(driver, model, "error")
+    structure = driver.describe(model, example)
+    names = [info.name for info in prunable_from(structure, prunable)]
+    frozen = _frozen(driver.read(model, structure, names), signed=signed_constant)
+    scores = {name: np.zeros(weight.shape) for name, weight in frozen.items()}
+    velocity = {name: np.zeros(weight.shape) for name, weight in frozen.items()}
+    rng = generator(seed)
+    with restoring(driver, model, structure, always=True):
+        for _, batch in zip(range(steps), _in_turn(batches), strict=False):
+            masks = _sampled(scores, structure, rng)
+            effective = _effective(frozen, masks, dynamic_scale)
+            driver.write(model, structure, effective)
+            gradients = driver.gradients(model, structure, [batch], loss)
+            scales = _scales(masks) if dynamic_scale else dict.fromkeys(masks, 1.0)
+            for name, weight in frozen.items():
+                slope = scales[name] * gradients[name] * weight * _slope(scores[name])
+                velocity[name] = momentum * velocity[name] + slope
+                scores[name] -= lr * velocity[name]
+    return Supermask(structure, scores, frozen, dynamic_scale, seed)
+
+
+def _check(steps: int, lr: float, momentum: float) -> None:
+    check_step(steps, "steps", least=1)
+    if isinstance(lr, bool) or not 0 < lr < float("inf"):
+        raise InvalidValueError(f"lr is {lr!r}; expected a number above 0")
+    if isinstance(momentum, bool) or not 0 <= momentum < 1:
+        raise InvalidValueError(f"momentum is {momentum!r}; expected a number in [0, 1)")
+
+
+def _frozen(weights: Mapping[str, Array], *, signed: bool) -> Params:
+    return {n: rewind_draws.signed_constant(w, w) if signed else w for n, w in weights.items()}
+
+
+def _in_turn(batches: Batches) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
+
+
+def _sampled(scores: Params, structure: Structure, rng: np.random.Generator) -> Masks:
+    """Draw in canonical feature order, so that frameworks keep the same weights."""
+    ordered = in_canonical_order(scores, structure)
+    drawn = {n: np.asarray(rng.random(s.shape) < _sigmoid(s)) for n, s in ordered.items()}
+    return Masks.adopt(in_native_order(drawn, structure))
+
+
+def _effective(weights: Params, masks: Masks, dynamic_scale: bool) -> dict[str, Array]:
+    kept = masks.apply(weights)
+    if not dynamic_scale:
+        return kept
+    scales = _scales(masks)
+    return {name: (scales[name] * array).astype(array.dtype) for name, array in kept.items()}
+
+
+def _scales(masks: Masks) -> dict[str, float]:
+    """Return total / kept of each parameter; 1 where nothing is kept."""
+    return {name: total / kept if kept else 1.0 for name, (kept, total) in masks.counts.items()}
+
+
+def _sigmoid(scores: Array) -> Array:
+    probability: Array = 0.5 * (1 + np.tanh(0.5 * scores))  # exp would overflow
+    return probability
+
+
+def _slope(scores: Array) -> Array:
+    probability = _sigmoid(scores)
+    slope: Array = probability * (1 - probability)
+    return slope
