@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 
 from judged import Keras, Torch, masks_of, scores  # noqa: E402
-from ltcore import plugins  # noqa: E402
+from ltcore import discovery  # noqa: E402
 from ltcore.layouts import KINDS  # noqa: E402
 from ltcore.parameters import in_canonical_order, in_native_order  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
@@ -93,7 +93,7 @@ def sides():
 
 def rules():
     set_apart = (*AROUND, "synflow")
-    names = [name for name in plugins.registry().offers["criteria"] if name not in set_apart]
+    names = [name for name in discovery.registry().offers["criterion"] if name not in set_apart]
     around = [{"name": wrapper, "criterion": "snip"} for wrapper in AROUND]
     return [*names, *around, {"name": "wanda", "per": "layer"}, {"name": "synflow", "passes": 9}]
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltcore.arrays import Params
@@ -20,6 +21,9 @@ Loss: TypeAlias = Callable[[Any, Any], Any]
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
 Derivatives: TypeAlias = Sequence[torch.Tensor | None]
 """One a parameter; None where nothing depends on it."""
+
+_ONCE = once_differentiable(lambda _: None).__code__
+"""What all functions have in common that are marked so."""
 
 _Derive: TypeAlias = Callable[[list[torch.Tensor], Tensors, Tensors], Iterable[Derivatives]]
 
@@ -71,13 +75,13 @@ def hessian_product(
     def products(params: list[torch.Tensor], x: Tensors, y: Tensors) -> Iterator[Derivatives]:
         with _told_of_second_derivatives(), sdpa_kernel(SDPBackend.MATH):
             value = loss(model(*x), *y)
+            _check_graph(value)
             found = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
             gradients, cotangents = [], []
             for gradient, direction in zip(found, directions, strict=True):
                 if gradient is not None and gradient.requires_grad:
                     gradients.append(_dense(gradient))
                     cotangents.append(direction)
-            _check_graph(gradients)
             none: Derivatives = [None] * len(params)  # a loss without curvature
             result = (
                 torch.autograd.grad(gradients, params, cotangents, allow_unused=True)
@@ -174,16 +178,17 @@ def _told_of_second_derivatives() -> Iterator[None]:
         raise
 
 
-def _check_graph(gradients: Iterable[torch.Tensor]) -> None:
-    """Raise where torch would take a function that is differentiable once for a constant."""
-    waiting: list[Any] = [gradient.grad_fn for gradient in gradients]
+def _check_graph(value: torch.Tensor) -> None:
+    """Raise where torch would take the gradient of a function for a constant, without a word."""
+    waiting: list[Any] = [value.grad_fn]
     seen: set[Any] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "torch::autograd::Error":
-            raise _no_second_derivative("a torch.autograd.Function is marked once_differentiable")
+        made_by = getattr(node, "_forward_cls", None)
+        if made_by is not None and getattr(made_by.backward, "__code__", None) is _ONCE:
+            raise _no_second_derivative(f"{made_by.__qualname__} is marked once_differentiable")
         seen.add(node)
         waiting.extend(before for before, _ in node.next_functions)
 
