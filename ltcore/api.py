@@ -18,6 +18,7 @@ from ltcore.options import (
     Named,
     allocation_from,
     criterion_from,
+    makers,
     pattern_from,
     plain,
     policy_from,
@@ -29,7 +30,7 @@ from ltcore.pruning import Pruning, next_masks
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.seeds import generator
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
-from ltcore.ticket import Ticket, resolve_backend
+from ltcore.ticket import Ticket, origin, resolve_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def prune(
     infos = prunable_from(structure, prunable)
     current = held_by(driver, model)
     earlier = current.masks if current else {}
+    earlier_story = dict(current.story) if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
     shape = pattern_from(pattern)
@@ -113,7 +115,21 @@ def prune(
         rereadable(subject, pruning.criterion),
         generator(seed),
     )
-    return hold_model(model, driver, structure, chosen, existing="tighten")
+    hold = hold_model(model, driver, structure, chosen, existing="tighten")
+    hold.story = {
+        **_choices(driver, criterion=criterion, scope=scope, pattern=pattern),
+        "goal": {"sparsity": plain(pruning.goal.amounts)},
+        "seed": seed,
+        **({"earlier": earlier_story} if earlier_story else {}),
+    }
+    return hold
+
+
+def _choices(driver: Backend, **given: Any) -> dict[str, Any]:
+    """Return what was chosen as plain data, with the versions of those who offer it."""
+    versions = {**origin(driver)["versions"], **makers(given)}
+    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
+    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
 
 
 def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
@@ -261,11 +277,14 @@ def iter_rounds(
         allocation=allocation_from(scope),
         pattern=shape,
         policy=policy,
-        choices={
-            "criterion": plain(criterion),
-            "scope": plain(scope),
-            "pattern": plain(pattern),
-        },
+        choices=_choices(
+            driver,
+            criterion=criterion,
+            scope=scope,
+            pattern=pattern,
+            rewind_to=rewind_to,
+            schedule=schedule,
+        ),
         seed=seed,
         train=train,
         evaluate=evaluate,

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 import ltcore as lt
 from ltcore.allocation import Rate, Sparsity, by_global, by_layer
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError, NonFiniteError
 from ltcore.nm_pattern import NM
 from ltcore.options import pattern_from
 from ltcore.parameters import ParamInfo, in_canonical_order
 from ltcore.patterns import Cut
-from ltcore.plugins import registry
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.shares import Erk, uniform
 from ltcore.testing import PatternConformance
 from ltcore.unit_patterns import Block, Channel, InputChannel
 
-OFFERED = [name for name, offer in registry().offers["patterns"].items()
+OFFERED = [name for name, offer in registry().offers["pattern"].items()
            if offer.spec.target.startswith("ltcore.") and name != "n:m"]  # fmt: skip
 MORE = {
     "2:4": "2:4", "1:2": "1:2", "4:8": "4:8", "3:4": "3:4", "1:8": "1:8",
