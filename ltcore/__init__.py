@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.patterns import Pattern
-    from ltcore.plugins import criterion
+    from ltcore.registering import criterion, register
     from ltcore.rewind_draws import LayerConstant, RandomReinit, Resample, RewindNoise
     from ltcore.rewind_points import KeepTrained, LearningRateRewind, ToStep
     from ltcore.rewinding import RewindContext, RewindPolicy
@@ -87,7 +87,7 @@ _HOMES = {
     "Ticket": "ticket",
     "ToSparsity": "schedules",
     "ToStep": "rewind_points",
-    "criterion": "plugins",
+    "criterion": "registering",
     "early_bird": "earlybird",
     "find_supermask": "supermask",
     "find_ticket": "api",
@@ -103,6 +103,7 @@ _HOMES = {
     "load_mapping": "mappingfile",
     "prune": "api",
     "prune_gradually": "gradual",
+    "register": "registering",
     "save_mapping": "mappingfile",
     "to_checkpoint": "convert",
     "train_sparse": "sparse_training",
@@ -169,6 +170,7 @@ __all__ = [
     "load_mapping",
     "prune",
     "prune_gradually",
+    "register",
     "save_mapping",
     "to_checkpoint",
     "train_sparse",

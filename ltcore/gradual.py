@@ -23,7 +23,7 @@ from ltcore.options import (
     prunable_from,
 )
 from ltcore.pacing import Beats, MaskPacer, check_unpaced
-from ltcore.patterns import Pattern
+from ltcore.patterns import Pattern, check_reach
 from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.rewind_points import check_step
 from ltcore.seeds import generator
@@ -208,6 +208,7 @@ def prune_gradually(
     check_step(end, "end", least=begin + 1)
     beats = Beats(every, begin, end)
     steps = _ramp(sparsity, initial, beats, ramp)
+    check_reach(shape, [steps.goal(end)])
     infos = prunable_from(structure, prunable)
     subject = Subject(driver, model, structure, batches, loss)
     check_measurable(subject, rule)

@@ -72,6 +72,16 @@ def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
     path.write_text(json.dumps(table, indent=1) + "\n")
 
 
+@pytest.fixture(autouse=True)
+def forget_what_was_registered() -> Iterator[None]:
+    """Take back the names that a test registered in this process."""
+    from ltcore import discovery
+
+    before = {kind: dict(named) for kind, named in discovery._in_process.items()}
+    yield
+    discovery._in_process.update(before)
+
+
 def pytest_runtest_setup(item):
     """Skip what the engine below Keras does not have."""
     for mark in item.iter_markers("engines"):

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 import ltcore as lt
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
 from ltcore.counts import fraction, shared
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError
 from ltcore.guards import Floor, KeepDense
 from ltcore.options import allocation_from
 from ltcore.parameters import ParamInfo
-from ltcore.plugins import registry
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.shares import Erk, SmartRatio, uniform
 from ltcore.testing import AllocationConformance
 
-OFFERED = [name for name, offer in registry().offers["allocations"].items()
+OFFERED = [name for name, offer in registry().offers["allocation"].items()
            if offer.spec.target.startswith("ltcore.")]  # fmt: skip
 MORE = {
     "erdos-renyi": {"name": "erk", "kernel": False},

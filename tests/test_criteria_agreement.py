@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 
 from judged import Keras, Torch, masks_of, scores  # noqa: E402
-from ltcore import plugins  # noqa: E402
+from ltcore import discovery  # noqa: E402
 from ltcore.layouts import KINDS  # noqa: E402
 from ltcore.options import criterion_from  # noqa: E402
 from ltcore.parameters import in_canonical_order, in_native_order  # noqa: E402
@@ -89,7 +89,7 @@ def sides():
 
 
 def rules():
-    names = [name for name in plugins.registry().offers["criteria"] if name not in AROUND]
+    names = [name for name in discovery.registry().offers["criterion"] if name not in AROUND]
     return [*names, *({"name": around, "criterion": "snip"} for around in AROUND)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ltcore as lt
-from ltcore import hookspecs, plugins
+from ltcore import discovery, hookspecs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,7 +118,7 @@ def test_the_table_of_criteria_is_complete():
     table = DOCS["criteria.md"].partition("<!-- table -->")[2].strip().splitlines()[2:]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
     listed = {name.strip("`"): cells for name, *cells in rows}
-    assert listed.keys() == plugins.registry().offers["criteria"].keys(), "make criteria-table"
+    assert listed.keys() == discovery.registry().offers["criterion"].keys(), "make criteria-table"
     for name, (_, _, source, *gaps) in listed.items():
         assert re.search(r"\d{4}", source), f"{name} names no paper"
         assert len(gaps) >= 2
@@ -178,10 +178,10 @@ def test_the_page_on_training_runs(torch_world, tmp_path, monkeypatch):
     assert lt.held(torch_world["model"]) is None
 
 
-@pytest.mark.parametrize("kind", ["rewind_policies", "schedules"])
+@pytest.mark.parametrize("kind", ["rewind-policy", "schedule"])
 def test_the_tables_of_policies_and_schedules_are_complete(kind):
     before, _, after = DOCS["rewinding.md"].partition("## Schedules")
-    rows = re.findall(r"^\| `([a-z-]+)`(.*)", before if kind == "rewind_policies" else after, re.M)
+    rows = re.findall(r"^\| `([a-z-]+)`(.*)", before if kind == "rewind-policy" else after, re.M)
     listed = dict(rows)
     assert listed.keys() == plugins.registry().offers[kind].keys()
     for name, row in listed.items():
@@ -191,11 +191,11 @@ def test_the_tables_of_policies_and_schedules_are_complete(kind):
             assert f"`{option}`" in row or name == "initialization", (name, option)
 
 
-@pytest.mark.parametrize("kind", ["allocations", "patterns"])
+@pytest.mark.parametrize("kind", ["allocation", "pattern"])
 def test_the_tables_of_allocations_and_patterns_are_complete(kind):
     rows = re.findall(r"^\| `.*", DOCS["allocations.md"], re.MULTILINE)
     named = {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    for name, offer in plugins.registry().offers[kind].items():
+    for name, offer in discovery.offers(kind).items():
         if offer.spec.target.startswith("ltcore."):
             assert re.search(r"\d{4}", named[name]), f"{name} is not there, or names no paper"
 
@@ -307,7 +307,8 @@ def test_public_signatures_use_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-    "module", ["ltcore.masks", "ltcore.plugins", "ltcore.selectors", "ltcore.counts"]
+    "module",
+    ["ltcore.masks", "ltcore.closest", "ltcore.registering", "ltcore.selectors", "ltcore.counts"],
 )
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+from ltcore.discovery import registry
 from ltcore.options import criterion_from
-from ltcore.plugins import registry
 
 MARK = "<!-- table -->"
 SOURCE = re.compile(
@@ -60,7 +60,7 @@ def rendered(gaps: dict[str, dict[str, float]]) -> str:
         + " |",
         "|---|---|---|---|" + "---|" * len(gaps),
     ]
-    for name, offer in registry().offers["criteria"].items():
+    for name, offer in registry().offers["criterion"].items():
         around = name in AROUND
         needs = criterion_from({"name": name, "criterion": "magnitude"} if around else name).needs
         score = offer.spec.summary.partition(";")[0].replace("|", "\\|")
