@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ltcore as lt
-from ltcore import discovery, hookspecs
+from ltcore import discovery, hookspecs, plugins
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -183,7 +183,7 @@ def test_the_tables_of_policies_and_schedules_are_complete(kind):
     before, _, after = DOCS["rewinding.md"].partition("## Schedules")
     rows = re.findall(r"^\| `([a-z-]+)`(.*)", before if kind == "rewind-policy" else after, re.M)
     listed = dict(rows)
-    assert listed.keys() == plugins.registry().offers[kind].keys()
+    assert listed.keys() == discovery.registry().offers[kind].keys()
     for name, row in listed.items():
         assert re.search(r"\d{4}", row), f"{name} names no paper"
         target = plugins.load(kind, name)
