@@ -116,10 +116,15 @@ def scores_of(criterion: Criterion, param: Param) -> Array:
 
 def told(criterion: Criterion) -> str:
     """Return what error messages call a criterion: its name, whose it is, and what is inside."""
-    origin, inner = origin_of("criterion", criterion), getattr(criterion, "criterion", None)
+    origin, inner = origin_of("criterion", criterion), _inside(criterion)
     whose = f" of {origin}" if origin else ""
-    around = f" around {told(inner)}" if hasattr(inner, "score") else ""
+    around = f" around {told(inner)}" if inner else ""
     return f"criterion {criterion.name!r}{whose}{around}"
+
+
+def _inside(criterion: Criterion) -> Criterion | None:
+    inner: Criterion | None = getattr(criterion, "criterion", None)
+    return inner if hasattr(inner, "score") else None
 
 
 def rearranged(
