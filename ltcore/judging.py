@@ -116,15 +116,11 @@ def scores_of(criterion: Criterion, param: Param) -> Array:
 
 def told(criterion: Criterion) -> str:
     """Return what error messages call a criterion: its name, whose it is, and what is inside."""
-    origin, inner = origin_of("criterion", criterion), _inside(criterion)
+    origin = origin_of("criterion", criterion)
+    inner: Any = getattr(criterion, "criterion", None)
     whose = f" of {origin}" if origin else ""
-    around = f" around {told(inner)}" if inner else ""
+    around = f" around {told(inner)}" if hasattr(inner, "score") else ""
     return f"criterion {criterion.name!r}{whose}{around}"
-
-
-def _inside(criterion: Criterion) -> Criterion | None:
-    inner: Criterion | None = getattr(criterion, "criterion", None)
-    return inner if hasattr(inner, "score") else None
 
 
 def rearranged(
