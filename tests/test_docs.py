@@ -183,10 +183,10 @@ def test_the_tables_of_policies_and_schedules_are_complete(kind):
     before, _, after = DOCS["rewinding.md"].partition("## Schedules")
     rows = re.findall(r"^\| `([a-z-]+)`(.*)", before if kind == "rewind-policy" else after, re.M)
     listed = dict(rows)
-    assert listed.keys() == plugins.registry().offers[kind].keys()
+    assert listed.keys() == discovery.registry().offers[kind].keys()
     for name, row in listed.items():
         assert re.search(r"\d{4}", row), f"{name} names no paper"
-        target = plugins.load(kind, name)
+        target = discovery.registry().offers[kind][name].spec.load()
         for option in inspect.signature(target).parameters:
             assert f"`{option}`" in row or name == "initialization", (name, option)
 
