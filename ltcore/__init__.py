@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         to_checkpoint,
     )
     from ltcore.criteria import Criterion, Param
-    from ltcore.early_bird import EarlyBird, early_bird
+    from ltcore.earlybird import EarlyBird, early_bird
     from ltcore.errors import LtcoreError
     from ltcore.gradual import GradualPruning, prune_gradually
     from ltcore.holds import Hold, Report
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ltcore.rewinding import RewindContext, RewindPolicy
     from ltcore.schedules import ConstantRate, OneShot, Polynomial, Schedule, ToSparsity
     from ltcore.search import Round
-    from ltcore.sparse_training import SET, RigL, SparseMethod, SparseTraining, train_sparse
+    from ltcore.sparse_methods import SET, RigL, SparseMethod
+    from ltcore.sparse_training import SparseTraining, train_sparse
     from ltcore.supermask import Supermask, find_supermask
     from ltcore.ticket import Ticket
 
@@ -48,7 +49,7 @@ _HOMES = {
     "BackendSpec": "hookspecs",
     "ConstantRate": "schedules",
     "Criterion": "criteria",
-    "EarlyBird": "early_bird",
+    "EarlyBird": "earlybird",
     "GradualPruning": "gradual",
     "Group": "allocation",
     "Hold": "holds",
@@ -70,14 +71,14 @@ _HOMES = {
     "RewindContext": "rewinding",
     "RewindNoise": "rewind_draws",
     "RewindPolicy": "rewinding",
-    "RigL": "sparse_training",
+    "RigL": "sparse_methods",
     "Role": "parameters",
     "Round": "search",
-    "SET": "sparse_training",
+    "SET": "sparse_methods",
     "Schedule": "schedules",
     "Search": "api",
     "Site": "parameters",
-    "SparseMethod": "sparse_training",
+    "SparseMethod": "sparse_methods",
     "SparseTraining": "sparse_training",
     "Sparsity": "allocation",
     "Spec": "hookspecs",
@@ -87,7 +88,7 @@ _HOMES = {
     "ToSparsity": "schedules",
     "ToStep": "rewind_points",
     "criterion": "registering",
-    "early_bird": "early_bird",
+    "early_bird": "earlybird",
     "find_supermask": "supermask",
     "find_ticket": "api",
     "from_checkpoint": "convert",

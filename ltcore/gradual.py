@@ -23,8 +23,8 @@ from ltcore.options import (
     prunable_from,
 )
 from ltcore.pacing import Beats, MaskPacer, check_unpaced
-from ltcore.patterns import Pattern
-from ltcore.pruning import Pruning, next_masks
+from ltcore.patterns import Pattern, check_reach
+from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.rewind_points import check_step
 from ltcore.seeds import generator
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable
@@ -208,16 +208,18 @@ def prune_gradually(
     check_step(end, "end", least=begin + 1)
     beats = Beats(every, begin, end)
     steps = _ramp(sparsity, initial, beats, ramp)
+    check_reach(shape, [steps.goal(end)])
     infos = prunable_from(structure, prunable)
     subject = Subject(driver, model, structure, batches, loss)
     check_measurable(subject, rule)
     check_rereadable(batches, "one pruning")
     names = [info.name for info in infos]
     start = driver.read(model, structure, names) if "initial" in rule.needs else None
-    earlier = held_by(driver, model)
     everything = Masks.ones({info.name: info.shape for info in infos})
+    pruning = Pruning(rule, allocation_from(scope), steps.goal(end), infos, shape)
+    check_goal(pruning, everything)
+    earlier = held_by(driver, model)
     hold = hold_model(model, driver, structure, everything, existing="tighten")
-    pruning = Pruning(rule, allocation_from(scope), steps.goal(begin), infos, shape)
     try:
         made = GradualPruning(hold, beats, steps, pruning, subject, start, seed)
         made.update()

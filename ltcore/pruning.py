@@ -73,8 +73,7 @@ def next_masks(
     before = current = Masks.adopt(in_canonical_order(masks, structure))
     pieces = _pieces(pruning)
     units = pieces.masks(current) if pieces else current
-    infos = pieces.unit_infos(units) if pieces else pruning.infos
-    groups = tuple(pruning.allocation(pruning.goal, units, infos))
+    groups = _groups(pruning, pieces, units)
     start, passes = units, passes_of(criterion)
     wanted = {name: known[name] for name in known if name in {"weight", *criterion.needs}}
     for index in range(1, passes + 1):
@@ -99,6 +98,22 @@ def next_masks(
         )
     _warn_if_emptied(current)
     return Masks.adopt(in_native_order(current, structure))
+
+
+def check_goal(pruning: Pruning, masks: Masks) -> None:
+    """Raise unless the goal can be shared over ``masks``; for prunings that come later.
+
+    Raises:
+        InvalidValueError: a fraction is out of range, a selector matches nothing, or the pattern
+            fits no parameter.
+    """
+    pieces = _pieces(pruning)
+    _groups(pruning, pieces, pieces.masks(masks) if pieces else masks)
+
+
+def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
+    infos = pieces.unit_infos(units) if pieces else pruning.infos
+    return tuple(pruning.allocation(pruning.goal, units, infos))
 
 
 def _pieces(pruning: Pruning) -> Cut | None:

@@ -89,6 +89,7 @@ def find_supermask(
     dynamic_scale: bool = False,
     prunable: Sequence[str] | None = None,
     seed: int = 0,
+    example: Any = None,
     backend: str | Backend | None = None,
 ) -> Supermask:
     """Learn which weights to keep, by gradient descent on scores; weights are frozen.
@@ -107,9 +108,12 @@ def find_supermask(
         momentum: of the descent.
         signed_constant: use, instead of each weight, the standard deviation of its parameter
             with the weight's sign.
-        dynamic_scale: multiply kept weights by total / kept of their parameter.
+        dynamic_scale: multiply kept weights by total / kept of their parameter, which counts as a
+            constant in gradients.
         prunable: selectors of the parameters; kernels if None. Others stay as they are.
-        seed: of the draws, which are the same in every framework.
+        seed: of the draws.
+        example: one input batch, where the model's graph is not known without: draws then fall on
+            the same weights in every framework.
         backend: a backend or its name, where it shall not be found from the model.
 
     Raises:
@@ -124,7 +128,7 @@ def find_supermask(
     if "gradients" not in driver.capabilities:
         raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
     check_free(driver, model, "error")
-    structure = driver.describe(model)
+    structure = driver.describe(model, example)
     names = [info.name for info in prunable_from(structure, prunable)]
     frozen = _frozen(driver.read(model, structure, names), signed=signed_constant)
     scores = {name: np.zeros(weight.shape) for name, weight in frozen.items()}

@@ -61,9 +61,15 @@ def _movement(param: Param) -> Array:
 
 def _quantiles(values: Array, mask: Array) -> Array:
     """Return which share of the kept weights has no larger value; equal values, equal shares."""
-    kept = np.sort(values[mask])
-    ranks = np.searchsorted(kept, values, side="right") / max(kept.size, 1)
-    return np.where(np.isnan(values), np.nan, ranks)
+    kept = values[mask]
+    order = np.argsort(kept)
+    ordered = kept[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), kept.size - 1) + 1
+    shares = np.empty(kept.size)
+    shares[order] = np.repeat(last, np.diff(last, prepend=0)) / max(kept.size, 1)
+    result = np.zeros(values.shape)
+    result[mask] = np.where(np.isnan(kept), np.nan, shares)
+    return result
 
 
 magnitude = FunctionCriterion("magnitude", _magnitude, elementwise=True)

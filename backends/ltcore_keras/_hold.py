@@ -71,6 +71,7 @@ class Keeper(Listener):
         """Hold pairs of a variable and its native mask from now on, and nothing else."""
         model = self._model()
         ENGINE.settle(model)
+        before = dict(self._held)
         self._open()
         for variable, mask in masks:
             held = self._known.get(id(variable))
@@ -84,8 +85,10 @@ class Keeper(Listener):
         self.enforce()
         for optimizer in optimizers_of(model):
             self._clear(optimizer)
-        listen(self)
-        ENGINE.retrace(model)
+        # A graph reads masks from variables: it follows without being made anew.
+        if not ENGINE.in_graph or self._held.items() - before.items():
+            listen(self)
+            ENGINE.retrace(model)
 
     def release(self) -> None:
         """Hold nothing."""

@@ -12,7 +12,10 @@ from ltcore.backend import Imported
 from ltcore.errors import ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
+from ltcore_torch._activations import input_strengths, kernel
 from ltcore_torch._checkpoints import WRITES, loaded, save_checkpoint, unpruned
+from ltcore_torch._functional import vector_jacobian
+from ltcore_torch._gradients import hessian_product, mean_gradients, mean_squares
 from ltcore_torch._hold import TorchHold, suspended
 from ltcore_torch._inference import inference
 from ltcore_torch._layouts import (
@@ -28,7 +31,7 @@ from ltcore_torch._open_lth import load_open_lth
 from ltcore_torch._slots import Slot
 from ltcore_torch._statedict import imported, tensors_of
 from ltcore_torch._trace import run_once, traced
-from ltcore_torch._training import mean_gradients, redrawn
+from ltcore_torch._training import redrawn
 from ltcore_torch._watch import TorchWatch, fresh_optimizer
 
 
@@ -36,7 +39,7 @@ class TorchBackend:
     """Drives `torch.nn.Module`; see `ltcore.backend.Backend` for what the methods promise."""
 
     name = "torch"
-    capabilities = frozenset({"gradients", "checkpoints"})
+    capabilities = frozenset({"gradients", "hvp", "vjp", "activations", "checkpoints"})
     writes = WRITES
     tools = frozenset({"pruned", "open_lth"})
 
@@ -82,9 +85,15 @@ class TorchBackend:
         """Keep pruned weights at zero."""
         return TorchHold(model, _slots(model), masks)
 
-    def watch(self, model: nn.Module, structure: Structure, steps: Sequence[int]) -> TorchWatch:
-        """Count updates and take snapshots."""
-        return TorchWatch(model, lambda root: self.read(root, structure), steps)
+    def watch(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
+    ) -> TorchWatch:
+        """Count updates, take snapshots, and call back after each optimizer step."""
+        return TorchWatch(model, lambda root: self.read(root, structure), steps, callback)
 
     def fresh_optimizer(self, model: nn.Module, step: int) -> None:
         """Empty optimizers of earlier trainings; torch's schedules are the user's own objects."""
@@ -127,10 +136,53 @@ class TorchBackend:
         loss: Callable[[Any, Any], Any],
     ) -> dict[str, Array]:
         """Return mean gradients of all trained parameters, in eval mode."""
-        slots = _slots(model)
-        trained = {name: slots[name] for name, _, role in structure.items() if not role.state}
-        found = mean_gradients(model, trained, batches, loss)
-        return {name: to_numpy(gradient) for name, gradient in found.items()}
+        return _arrays(mean_gradients(model, _trained(model, structure), batches, loss))
+
+    def fisher(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+    ) -> dict[str, Array]:
+        """Return mean squared gradients of single examples, in eval mode."""
+        return _arrays(mean_squares(model, _trained(model, structure), batches, loss))
+
+    def hvp(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+        vector: Params,
+    ) -> dict[str, Array]:
+        """Return the mean Hessian times ``vector``, in eval mode."""
+        return _arrays(hessian_product(model, _trained(model, structure), batches, loss, vector))
+
+    def vjp(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        inputs: Sequence[Array],
+        cotangents: Sequence[Array],
+        at: Params,
+    ) -> dict[str, Array]:
+        """Return gradients of ``<outputs, cotangents>`` at lent parameters, in eval mode."""
+        trained = list(_trained(model, structure))
+        found = vector_jacobian(unwrap(model), _slots(model), trained, inputs, cotangents, at)
+        return {name: to_numpy(one).astype(at[name].dtype) for name, one in found.items()}
+
+    def activations(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Iterable[tuple[Any, Any]],
+        names: Iterable[str],
+    ) -> dict[str, Array]:
+        """Return the root mean square of what each weight multiplies."""
+        root, slots = unwrap(model), _slots(model)
+        kernels = [kernel(root, name, *structure.by_name[name], slots[name]) for name in names]
+        return _arrays(input_strengths(root, kernels, batches))
 
     def load_checkpoint(
         self, model: nn.Module, structure: Structure, source: Path | Mapping[str, Any]
@@ -161,6 +213,15 @@ class TorchBackend:
 
 def _slots(model: nn.Module) -> dict[str, Slot]:
     return inventory(unwrap(model)).slots
+
+
+def _trained(model: nn.Module, structure: Structure) -> dict[str, Slot]:
+    slots = _slots(model)
+    return {name: slots[name] for name, _, role in structure.items() if not role.state}
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeGuard
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -49,6 +49,27 @@ def inference(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def differentiable(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Gradients in eval mode, in the precision of the model, of code that torch can look into."""
+    # cuDNN's recurrent layers have gradients in training only.
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    cudnn = torch.backends.cudnn.enabled and not (device.type == "cuda" and recurrent)
+    with (
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=cudnn),
+        eager(),
+    ):
+        yield
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Run compiled code as it was written: it has no second derivatives, and hears no hooks."""
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 def cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -88,22 +88,29 @@ def _linear(_layer: nn.Linear) -> Answer:
 
 
 def _conv(layer: _ConvNd) -> Answer:
-    attrs = {"stride": list(layer.stride), "dilation": list(layer.dilation), **_padding(layer)}
+    attrs = {
+        "stride": list(layer.stride),
+        "dilation": list(layer.dilation),
+        "padding": padding_of(layer),
+        **_padding_mode(layer),
+    }
     if 1 < layer.groups == layer.in_channels:
         return "depthwise", attrs
     return "conv", attrs | {"groups": layer.groups}
 
 
-def _padding(layer: _ConvNd) -> dict[str, Any]:
+def padding_of(layer: _ConvNd) -> list[list[int]]:
+    """Return how much is added before and after each axis of space."""
     if layer.padding == "same":
         spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        pads = [[span // 2, span - span // 2] for span in spans]
-    elif layer.padding == "valid":
-        pads = [[0, 0] for _ in layer.kernel_size]
-    else:
-        pads = [[int(size), int(size)] for size in layer.padding]
-    mode = {} if layer.padding_mode == "zeros" else {"padding_mode": layer.padding_mode}
-    return {"padding": pads, **mode}
+        return [[span // 2, span - span // 2] for span in spans]
+    if layer.padding == "valid":
+        return [[0, 0] for _ in layer.kernel_size]
+    return [[int(size), int(size)] for size in layer.padding]
+
+
+def _padding_mode(layer: _ConvNd) -> dict[str, Any]:
+    return {} if layer.padding_mode == "zeros" else {"padding_mode": layer.padding_mode}
 
 
 def _conv_transpose(layer: _ConvTransposeNd) -> Answer:

@@ -51,6 +51,12 @@ def write_into(tensor: torch.Tensor, array: Array) -> None:
         tensor.copy_(torch.from_numpy(own(array)).reshape(tensor.shape))
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return short floats as float32, in which they can be squared and added up."""
+    short = tensor.is_floating_point() and tensor.element_size() < 4
+    return tensor.float() if short else tensor
+
+
 def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Return model inputs on ``device``: a tensor, an array, or a sequence of them."""
     if isinstance(example, Mapping):

@@ -129,7 +129,7 @@ class _Books:
             if slot.module is not module:
                 self.claimed.add(id(slot.module))
             native = _joined(inside, slot.attribute) + _rows(slot)
-            key = _identity(slot)
+            key = identity(slot)
             if key in self._owners:
                 self._check_one(key, native, slot)
                 owners.append(self._add_alias(key, native))
@@ -195,7 +195,7 @@ def _role(name: str, native: str, slot: Slot, portable: bool) -> Role:
     return Role(name, native, tuple(tensor.shape), dtype, slot.is_buffer, portable)
 
 
-def _identity(slot: Slot) -> object:
+def identity(slot: Slot) -> object:
     """Equal for arrays that are one: the same object, or the same memory."""
     tensor = slot.tensor
     if tensor.layout is not torch.strided or not (at := tensor.untyped_storage().data_ptr()):

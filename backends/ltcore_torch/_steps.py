@@ -30,6 +30,8 @@ class Listener(Protocol):
 
 _listeners: list[weakref.ref[Listener]] = []
 _handles: list[RemovableHandle] = []
+_telling: list[Optimizer] = []
+"""Those whose hooks torch is going through right now."""
 
 
 def listen(listener: Listener, *, first: bool = False) -> None:
@@ -44,7 +46,7 @@ def listen(listener: Listener, *, first: bool = False) -> None:
 def unlisten(listener: Listener) -> None:
     """Stop telling ``listener``."""
     _listeners[:] = [ref for ref in _listeners if ref() not in (None, listener)]
-    if not _listeners:
+    if not _listeners and not _telling:  # a listener may go while it is told
         while _handles:
             _handles.pop().remove()
 
@@ -66,8 +68,12 @@ def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
 
 def _after(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     owned, calling = _owned(optimizer), _calling()
-    for listener in _live():
-        listener.after_step(optimizer, owned, calling)
+    _telling.append(optimizer)
+    try:
+        for listener in _live():
+            listener.after_step(optimizer, owned, calling)
+    finally:
+        _telling.remove(optimizer)
 
 
 def _calling() -> set[int]:

@@ -54,6 +54,7 @@ class TorchWatch:
         model: nn.Module,
         read: Callable[[nn.Module], dict[str, Array]],
         steps: Sequence[int],
+        callback: Callable[[int], None] | None = None,
     ) -> None:
         self.steps = 0
         self.snapshots: dict[int, dict[str, Array]] = {}
@@ -61,6 +62,7 @@ class TorchWatch:
         self._root = weakref.ref(unwrap(model))
         self._read = read
         self._wanted = frozenset(steps)
+        self._callback = callback
         self._reference: weakref.ref[nn.Parameter] | None = None
         self._stale = _stale.pop(unwrap(model), weakref.WeakSet())
         self._forward = model.register_forward_pre_hook(_FirstInput(self))
@@ -90,6 +92,8 @@ class TorchWatch:
         self.steps += 1
         if self.steps in self._wanted:
             self.snapshots[self.steps] = self._read(root)
+        if self._callback and not torch.compiler.is_compiling():
+            self._callback(self.steps)  # last: a snapshot is what the update made
 
     def _updated(self, root: nn.Module, owned: set[int]) -> nn.Parameter | None:
         """Return the parameter by which updates are counted, if it is among ``owned``.

@@ -55,9 +55,10 @@ def fisher(param: Param) -> NDArray[Any]:
 
 @criterion("grasp", needs={"hessian_gradient"}, elementwise=True)
 def grasp(param: Param) -> NDArray[Any]:
-    """Return ``w (H g)``: gradient signal preservation, Wang et al. 2020 (arXiv 2002.07376).
+    """Return ``w (H g)``: gradient signal preservation.
 
-    Section 4 there removes the highest ``S = -w (H g)``; here higher = keep, so the sign turns.
+    Wang et al. 2020 (arXiv 2002.07376), section 4, which removes the highest ``S = -w (H g)``; here
+    higher = keep, so the sign turns.
     Without a weight, ``|g|**2`` changes by ``-2 w (H g)`` to first order: those go first whose
     absence raises it most. ``H`` and ``g`` are of the kept prunable weights. The paper divides
     the logits by a temperature of 200, which a user's loss does.

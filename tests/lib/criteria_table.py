@@ -19,7 +19,7 @@ MARK = "<!-- table -->"
 SOURCE = re.compile(
     r"[A-Z]\w+(?: and [A-Z]\w+| et al\.) \d{4}"
     r"(?: \(arXiv [\d.]+\))?"
-    r"(?:, (?:section|appendix|the ablation) [\w.\" ]*[\w\"])?"
+    r"(?:, (?:section|appendix) [\w.]*\w(?: and algorithm \d)?|, the ablation \"[^\"]+\")?"
 )
 
 
@@ -64,13 +64,19 @@ def rendered(gaps: dict[str, dict[str, float]]) -> str:
         around = name in AROUND
         needs = criterion_from({"name": name, "criterion": "magnitude"} if around else name).needs
         score = offer.spec.summary.partition(";")[0].replace("|", "\\|")
-        told = ", ".join(f"`{need}`" for need in sorted(needs))
+        told = ", ".join(f"`{need}`" for need in sorted(needs)) or "weights"
         if around:
-            told = ", ".join(filter(None, ["those of the other", told]))
-        shown = [f"{found[name]:.0e}" if name in found else "not run" for found in gaps.values()]
+            told = ", ".join(["what the other needs", *(f"`{need}`" for need in sorted(needs))])
+        shown = [_shown(found.get(name)) for found in gaps.values()]
         cells = [f"`{name}`", score, told, sources(offer.spec.target), *shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(gap: float | None) -> str:
+    if gap is None:
+        return "not run"
+    return f"{gap:.0e}" if gap else "0"
 
 
 AROUND = ("same_sign", "different_sign", "inverted", "shuffled")

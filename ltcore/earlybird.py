@@ -26,7 +26,7 @@ from ltcore.options import (
 from ltcore.pacing import Beats, Pacer
 from ltcore.parameters import ParamInfo, Structure
 from ltcore.patterns import Pattern
-from ltcore.pruning import Pruning, next_masks
+from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.resetting import Start, start_params
 from ltcore.rewinding import RewindPolicy
 from ltcore.search import with_graph
@@ -225,10 +225,12 @@ def early_bird(
     current = held_by(driver, model)
     earlier = current.masks if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
+    pruning = Pruning(rule, allocation_from(scope), Sparsity(sparsity), infos, shape)
+    check_goal(pruning, whole)
     return EarlyBird(
         subject,
         Beats(every, every),
-        Pruning(rule, allocation_from(scope), Sparsity(sparsity), infos, shape),
+        pruning,
         Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()}),
         window=window,
         threshold=threshold,
