@@ -71,11 +71,13 @@ def test_version() -> None:
 def test_no_command_shows_help_as_a_usage_error() -> None:
     shown = run()
     assert shown.code == 2
-    for command in ("demo", "show", "verify", "convert", "plugins"):
+    for command in ("demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"):
         assert command in shown.out
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "verify", "convert", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"]
+)
 def test_every_help_has_an_example_and_fits(command: str) -> None:
     shown = run(command, "--help")
     assert shown.code == 0
