@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
@@ -217,6 +217,7 @@ def test_smart_ratio_moves_off_its_output_density_when_the_total_wants_it():
 
 @given(shapes, st.integers(1, 99), st.sampled_from([Erk(), Erk(kernel=False), SmartRatio()]))
 @settings(max_examples=80, deadline=None)
+@example([(40, 40), (1, 1), (5, 5)], 99, SmartRatio())
 def test_no_layer_loses_its_last_weight_while_there_is_one_for_each(found, percent, allocation):
     infos = infos_of(found)
     masks = whole(infos)

@@ -192,7 +192,7 @@ def test_the_tables_of_policies_and_schedules_are_complete(kind):
     assert listed.keys() == discovery.registry().offers[kind].keys()
     for name, row in listed.items():
         assert re.search(r"\d{4}", row), f"{name} names no paper"
-        target = plugins.load(kind, name)
+        target = discovery.registry().offers[kind][name].spec.load()
         for option in inspect.signature(target).parameters:
             assert f"`{option}`" in row or name == "initialization", (name, option)
 

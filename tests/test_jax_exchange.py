@@ -182,7 +182,7 @@ def test_a_ticket_comes_home_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("layer", "attribute", "value", "told"),
-    [(1, "epsilon", 1e-3, "eps"), (4, "transpose_kernel", True, "differs"), (8, "", None, "")],
+    [(1, "epsilon", 1e-3, "eps"), (0, "padding", ((2, 0), (0, 2)), "padding"), (8, "", None, "")],
 )
 def test_what_computes_something_else_is_refused(layer, attribute, value, told):
     case = CASES["conv net"]

@@ -76,7 +76,9 @@ def _widened(model: Any) -> Iterator[None]:
         stack.enter_context(_policies(model))
         stack.enter_context(_floats())
         stack.enter_context(backend.AutocastScope(_WIDE))
-        patches = [(keras.Operation, "__call__", _checked)]
+        patches: list[tuple[Any, str, Callable[..., Any]]] = [
+            (keras.Operation, "__call__", _checked)
+        ]
         for module in (backend, backend.core):  # the second is what operations know
             patches += [(module, "cast", _wide_dtype), (module, "convert_to_tensor", _wide_dtype)]
         for owner, name, around in patches:
