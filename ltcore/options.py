@@ -13,7 +13,7 @@ from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
 from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
-from ltcore.discovery import offers
+from ltcore.discovery import HERE, offers
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
@@ -332,7 +332,7 @@ def makers(choices: Mapping[str, Any]) -> dict[str, str]:
         kind = _KIND_OF[argument]
         for name in _names(kind, given):
             offer = offers(kind).get(name)
-            if offer and offer.thing is None:
+            if offer and offer.origin != HERE:
                 distribution, _, version = offer.origin.rpartition(" ")
                 found[distribution] = version
     return {distribution: found[distribution] for distribution in sorted(found) if distribution}

@@ -13,6 +13,7 @@ import pytest
 
 import ltcore as lt
 from ltcore import discovery, hookspecs
+from ltcore.options import schedule_from
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,8 +99,13 @@ def test_the_plugin_page_runs(torch_world):
     lt.held(torch_world["model"]).release()
     scope = torch_world["first_half_only"]
     assert lt.prune(torch_world["model"], 0.5, scope=scope).masks.counts["0.weight"][0] == 512
+    lt.held(torch_world["model"]).release()
+    exec(blocks[3], torch_world)
+    hold = lt.prune(torch_world["model"], 0.1, scope="half-of-each")
+    assert [kept for kept, _ in hold.masks.counts.values()] == [512, 24]
+    assert schedule_from("in-three", None, None, None) == lt.ToSparsity(0.9, 3)
     exec(
-        blocks[3].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
+        blocks[4].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
         torch_world,
     )
     assert [spec.name for spec in torch_world["ltcore_register_criteria"]()] == ["my-rule"]

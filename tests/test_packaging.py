@@ -44,7 +44,9 @@ def test_top_level_names(wheel):
 def test_every_tracked_file_is_inside(wheel):
     names = set(wheel.namelist())
     for package, folder in PACKAGES.items():
-        files = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed")]
+        files = [
+            p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed", ".template")
+        ]
         assert files
         for path in files:
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names
