@@ -14,6 +14,7 @@ PACKAGES = {
     "ltcore_keras": "backends/ltcore_keras",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
+    "ltcore_jax": "plugins/ltcore_jax",
 }
 
 
