@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ltcore as lt
-from ltcore import discovery, hookspecs, plugins
+from ltcore import discovery, hookspecs
 from ltcore.options import schedule_from
 
 ROOT = Path(__file__).parents[1]

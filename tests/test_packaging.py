@@ -12,6 +12,7 @@ PACKAGES = {
     "ltcore": "ltcore",
     "ltcore_torch": "backends/ltcore_torch",
     "ltcore_keras": "backends/ltcore_keras",
+    "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
     "ltcore_jax": "plugins/ltcore_jax",

@@ -21,7 +21,7 @@ from ltcore_keras._calls import of_keras
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._kinds import found_in
 from ltcore_keras._names import own_variables, walk
-from ltcore_keras._patch import Patch
+from ltcore_keras._patch import Patch, raised_plainly
 from ltcore_keras._places import NOWHERE
 from ltcore_keras._slots import Slot
 from ltcore_keras._squares import squares_of
@@ -36,22 +36,27 @@ class _Meter:
     Attributes:
         name: of the weight.
         slots: where it lives, once for each layer that has it.
+        hidden: errors for calls that cannot be seen.
         total: of a shape that broadcasts to the weight's canonical one.
         positions: how many squares are in each sum.
     """
 
     name: str
     slots: Sequence[Slot]
+    hidden: list[CapabilityError]
     total: Array | float = 0.0
     positions: int = 0
 
     def hear(self, slot: Slot, inputs: Any) -> None:
         """Add what enters a call of a layer."""
         if not ENGINE.has_value(inputs):
-            raise CapabilityError(
-                f"the layer of {self.name!r} runs inside a compiled function or a loop, where its "
-                "inputs cannot be seen; leave the parameter out"
+            self.hidden.append(
+                CapabilityError(
+                    f"the layer of {self.name!r} runs inside a compiled function or a loop, where "
+                    "its inputs cannot be seen; leave the parameter out"
+                )
             )
+            return
         total, positions = squares_of(slot, inputs)
         self.total = self.total + total
         self.positions += positions
@@ -70,7 +75,8 @@ def input_strengths(
         CapabilityError: a parameter is no kernel, or its layer does not run where Python sees it.
         InvalidValueError: there are no ``batches``.
     """
-    meters = [_Meter(name, _uses(model, name, structure, slots[name])) for name in names]
+    hidden: list[CapabilityError] = []
+    meters = [_Meter(name, _uses(model, name, structure, slots[name]), hidden) for name in names]
     heard: dict[int, list[tuple[_Meter, Slot]]] = defaultdict(list)
     for meter in meters:
         for slot in meter.slots:
@@ -85,7 +91,7 @@ def input_strengths(
         return original(layer, *args, **kwargs)
 
     count = 0
-    with ExitStack() as stack:
+    with raised_plainly(hidden), ExitStack() as stack:
         for cls in {_author(slot.layer) for meter in meters for slot in meter.slots}:
             stack.callback(Patch(cls, "call", around).remove)
         for inputs, _ in batches:

@@ -78,17 +78,16 @@ class _Meter:
     def __call__(
         self, layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        result = call(*args, **kwargs)
+        result = call(layer, *args, **kwargs)
         squares = jnp.square(jnp.asarray(args[0]).astype(jnp.float32))
-        kernel = layer.kernel.get_value()
+        graph, state = nnx.split(layer)
 
         def total(weights: Any) -> Any:
-            layer.kernel.set_value(weights)
-            try:
-                return jnp.sum(call(squares, *args[1:], **kwargs).astype(jnp.float32))
-            finally:
-                layer.kernel.set_value(kernel)
+            twin = nnx.merge(graph, state, copy=True)
+            twin.kernel.set_value(weights)
+            return jnp.sum(call(twin, squares, *args[1:], **kwargs).astype(jnp.float32))
 
+        kernel = layer.kernel.get_value()
         self.total = self.total + jax.grad(total)(kernel.astype(jnp.float32))
         inner = args[0] if self._layer.kind == "conv_transpose" else result
         self.places += inner.size // self._width(layer)
