@@ -15,6 +15,7 @@ PACKAGES = {
     "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
+    "ltcore_jax": "plugins/ltcore_jax",
 }
 
 
