@@ -15,7 +15,6 @@ PACKAGES = {
     "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
-    "ltcore_jax": "plugins/ltcore_jax",
 }
 
 
