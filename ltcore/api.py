@@ -17,8 +17,8 @@ from ltcore.options import (
     AnySchedule,
     Named,
     allocation_from,
+    choices_of,
     criterion_from,
-    makers,
     pattern_from,
     plain,
     policy_from,
@@ -30,7 +30,7 @@ from ltcore.pruning import Pruning, next_masks
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.seeds import generator
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
-from ltcore.ticket import Ticket, origin, resolve_backend
+from ltcore.ticket import Ticket, resolve_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +117,12 @@ def prune(
     )
     hold = hold_model(model, driver, structure, chosen, existing="tighten")
     hold.story = {
-        **_choices(driver, criterion=criterion, scope=scope, pattern=pattern),
+        **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),
         "goal": {"sparsity": plain(pruning.goal.amounts)},
         "seed": seed,
         **({"earlier": earlier_story} if earlier_story else {}),
     }
     return hold
-
-
-def _choices(driver: Backend, **given: Any) -> dict[str, Any]:
-    """Return what was chosen as plain data, with the versions of those who offer it."""
-    versions = {**origin(driver)["versions"], **makers(given)}
-    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
-    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
 
 
 def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
@@ -277,7 +270,7 @@ def iter_rounds(
         allocation=allocation_from(scope),
         pattern=shape,
         policy=policy,
-        choices=_choices(
+        choices=choices_of(
             driver,
             criterion=criterion,
             scope=scope,

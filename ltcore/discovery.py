@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,10 @@ KINDS: Mapping[str, str] = {
 """``{what people call a kind: the end of its hook's name, ltcore_register_...}``."""
 
 
+HERE = "this process"
+"""The origin of what no package brought."""
+
+
 class PluginWarning(UserWarning):
     """A plugin could not be used."""
 
@@ -47,7 +51,7 @@ class Registered:
 
     Attributes:
         spec: what is offered.
-        origin: the distribution and its version, or "this process".
+        origin: the distribution and its version, or `HERE`.
         thing: what was registered in this process; None for a package's, which is imported.
     """
 
@@ -199,7 +203,11 @@ def _offered(manager: pluggy.PluginManager, plugin: str, kind: str) -> tuple[Spe
 
 def offers(kind: str) -> dict[str, Registered]:
     """Return all there is of a kind: what is installed, and what this process registered."""
-    return {**registry().offers[kind], **_in_process[kind]}
+    found = dict(registry().offers[kind])
+    for name, offer in _in_process[kind].items():
+        # What a package's own decorator registered is still the package's.
+        found[name] = replace(found[name], thing=offer.thing) if name in found else offer
+    return found
 
 
 def add_in_process(kind: str, offer: Registered) -> None:

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array, Params
+from ltcore.backend import Backend
 from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
-from ltcore.discovery import offers
+from ltcore.discovery import HERE, offers
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
@@ -20,6 +21,7 @@ from ltcore.rewind_points import ToStep
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
 from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
+from ltcore.ticket import origin
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A name, or ``{"name": ..., option: value}`` for what takes options."""
@@ -330,7 +332,7 @@ def makers(choices: Mapping[str, Any]) -> dict[str, str]:
         kind = _KIND_OF[argument]
         for name in _names(kind, given):
             offer = offers(kind).get(name)
-            if offer and offer.thing is None:
+            if offer and offer.origin != HERE:
                 distribution, _, version = offer.origin.rpartition(" ")
                 found[distribution] = version
     return {distribution: found[distribution] for distribution in sorted(found) if distribution}
@@ -343,6 +345,13 @@ def _names(kind: str, given: Any) -> Iterator[str]:
     elif isinstance(given, Mapping):
         yield from _names(kind, given.get("name"))
         yield from _names(kind, given.get(_INNER.get(kind, "")))
+
+
+def choices_of(driver: Backend, **given: Any) -> dict[str, Any]:
+    """Return what was chosen as plain data, with the versions of those who offer it."""
+    versions = {**origin(driver)["versions"], **makers(given)}
+    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
+    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
 
 
 def plain(given: Any) -> Any:

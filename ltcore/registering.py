@@ -5,7 +5,7 @@ from typing import Any, TypeVar, overload
 
 from ltcore.arrays import Array
 from ltcore.criteria import FunctionCriterion, Param
-from ltcore.discovery import Registered, add_in_process
+from ltcore.discovery import HERE, Registered, add_in_process
 from ltcore.errors import InvalidValueError
 from ltcore.hookspecs import BackendSpec, Spec
 from ltcore.plugins import check_kind
@@ -108,4 +108,4 @@ def _add(
         spec: Spec = BackendSpec(name, target, summary, roots=roots)
     else:
         spec = Spec(name, target, summary)
-    add_in_process(kind, Registered(spec, "this process", thing))
+    add_in_process(kind, Registered(spec, HERE, thing))

@@ -73,13 +73,15 @@ class SparseTraining(MaskPacer):
         subject: Subject,
         names: tuple[str, ...],
         until: int | None,
+        start: Mapping[str, Any],
         seed: int,
     ) -> None:
         self.method, self.until = method, until
         self.history: list[Move] = []
-        self._names, self._seed = names, seed
+        self._names, self._start, self._seed = names, start, seed
         self._batches, self._loss = subject.batches, subject.loss
         super().__init__(subject.backend, subject.model, subject.structure, beats, hold)
+        hold.story = self._story()
 
     @property
     def masks(self) -> Masks:
@@ -91,19 +93,23 @@ class SparseTraining(MaskPacer):
         known, first_input = self.hold.structure, self._watch.first_input
         structure = with_graph(self.backend, self.model, known, first_input)
         params = self.backend.read(self.model, structure)
-        return make_ticket(self.backend, self.model, structure, self.masks, params, self._story())
+        story = {
+            **origin(self.backend),
+            **self.hold.story,
+            "rewind": {"kind": "present", "step": self.steps},
+        }
+        return make_ticket(self.backend, self.model, structure, self.masks, params, story)
 
     def _story(self) -> dict[str, Any]:
         return {
-            **origin(self.backend),
             "sparse_training": {
                 "method": plain(self.method),
                 "every": self.beats.every,
                 "until": self.until,
                 "moves": len(self.history),
                 "nested": False,
+                "start": dict(self._start),
             },
-            "rewind": {"kind": "present", "step": self.steps},
             "seed": self._seed,
         }
 
@@ -116,6 +122,7 @@ class SparseTraining(MaskPacer):
         self.hold.update(Masks.adopt({name: moved.get(name, held[name]) for name in held}))
         grown = {n: int(np.count_nonzero(moved[n] & ~masks[n])) for n in masks}
         self.history.append(Move(step, share, grown, self.hold.masks.digest))
+        self.hold.story = self._story()
 
     def __repr__(self) -> str:
         return f"SparseTraining({self.method!r}, steps={self.steps}, {self.hold!r})"
@@ -190,12 +197,13 @@ def train_sparse(
     if sparsity is not None:
         masks = _random_masks(subject, infos, allocation_from(scope), sparsity, seed)
         hold = hold_model(model, driver, structure, masks, existing="error")
+        start: Mapping[str, Any] = {"sparsity": plain(sparsity), "scope": plain(scope)}
     else:
         assert earlier is not None
-        hold = earlier
+        hold, start = earlier, earlier.story
     names = tuple(info.name for info in infos if info.name in hold.masks)
     try:
-        return SparseTraining(hold, beats, rule, subject, names, until, seed)
+        return SparseTraining(hold, beats, rule, subject, names, until, start, seed)
     except BaseException:
         if earlier is None:
             hold.release()

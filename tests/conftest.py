@@ -54,7 +54,11 @@ def record_agreement() -> Iterator[Callable[[str, float], None]]:
     it does, beside those of other engines.
     """
     rows: dict[str, float] = {}
-    yield rows.__setitem__
+
+    def record(criterion: str, difference: float) -> None:
+        rows[criterion] = max(difference, rows.get(criterion, 0.0))
+
+    yield record
     path = os.environ.get("LTCORE_CRITERIA_TABLE")
     if path and rows:
         engines = json.loads(Path(path).read_text()) if Path(path).exists() else {}

@@ -71,11 +71,13 @@ def test_version() -> None:
 def test_no_command_shows_help_as_a_usage_error() -> None:
     shown = run()
     assert shown.code == 2
-    for command in ("demo", "show", "verify", "convert", "plugins"):
+    for command in ("demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"):
         assert command in shown.out
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "verify", "convert", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"]
+)
 def test_every_help_has_an_example_and_fits(command: str) -> None:
     shown = run(command, "--help")
     assert shown.code == 0
@@ -451,8 +453,15 @@ def fresh_registry() -> Iterator[None]:
 def test_plugins_lists_what_there_is() -> None:
     listed = run("plugins").out
     for word in ("backend", "rewind-policy", "magnitude", "torch (installed)", lt.__version__):
-        assert word in listed
+        assert word in " ".join(listed.split())
     assert max(map(len, listed.splitlines())) <= 80
+
+
+def test_plugins_fills_docstrings() -> None:
+    shown = run("plugins", "floor").out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "\n    allocation: shares the goal.\n    survivors: " in shown
+    assert "in (0, 1), rounded up." in " ".join(shown.split())
 
 
 def test_plugins_json() -> None:
@@ -511,6 +520,11 @@ class Declares:
     def __init__(self, scale: float) -> None: ...
 
 
+class Fails:
+    def __init__(self) -> None:
+        1 / 0  # noqa: B018
+
+
 def test_plugins_tells_what_criteria_ask_for(
     monkeypatch: pytest.MonkeyPatch, fresh_registry: None
 ) -> None:
@@ -518,10 +532,11 @@ def test_plugins_tells_what_criteria_ask_for(
         lt.Spec("wraps", "test_cli_mine:NeedsOptions"),
         lt.Spec("declares", "test_cli_mine:Declares"),
         lt.Spec("lost", "no_such_module_anywhere:rule"),
+        lt.Spec("fails", "test_cli_mine:Fails"),
         lt.Spec("heavy", "no_such_module_anywhere:rule", requires=("torch",)),
     ]
     mine = types.ModuleType("test_cli_mine")
-    mine.NeedsOptions, mine.Declares = NeedsOptions, Declares
+    mine.NeedsOptions, mine.Declares, mine.Fails = NeedsOptions, Declares, Fails
     mine.ltcore_register_criteria = lt.hookimpl(lambda: specs)
     monkeypatch.setitem(sys.modules, "test_cli_mine", mine)
     found = [EntryPoint(n, f, "ltcore") for n, f in
@@ -535,6 +550,7 @@ def test_plugins_tells_what_criteria_ask_for(
         "flow": [], "gradient": ["batches", "loss"], "initial": ["a search"],
     }  # fmt: skip
     assert "No module named 'no_such_module_anywhere'" in told["lost"]["error"]
+    assert told["fails"]["error"] == "ZeroDivisionError: division by zero"
     assert told["heavy"]["error"] == ""  # not imported, for it says that it is heavy
     table = run("plugins", columns=120).out
     assert "needs flow, gradient (batches, loss), initial (a search)" in table

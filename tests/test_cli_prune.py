@@ -1,6 +1,7 @@
 """``ltcore prune``: the same as `ltcore.prune`, from a checkpoint to a ticket."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +178,15 @@ def test_a_file_says_it_and_options_win(folder: Path) -> None:
     ticket = lt.load("t.safetensors")
     assert (ticket.masks.kept, ticket.masks.total) == (72, 144)
     assert (ticket.provenance["seed"], ticket.provenance["criterion"]) == (5, "random")
+
+
+def test_the_file_of_the_guide_works(folder: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    Path("prune.toml").write_text(toml)
+    done = prune("--config", "prune.toml", "--json")
+    assert done.code == 0, done.err
+    assert [row["kept"] for row in done.json["parameters"]] == [11, 18]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,9 @@ def test_a_criterion_of_nobody_has_no_origin():
 def test_a_wrapper_without_the_other_says_what_it_takes(wrapper):
     with pytest.raises(InvalidValueError, match=rf"{wrapper}.*missing.*'criterion'"):
         criterion_from(wrapper)
+    made = type(criterion_from({"name": wrapper, "criterion": "magnitude"}))
+    with pytest.raises(InvalidValueError, match=rf"{made.__name__}.*missing.*'criterion'"):
+        criterion_from(made)
     with pytest.raises(UnknownNameError, match="no criterion called 'magnitued'"):
         criterion_from({"name": wrapper, "criterion": "magnitued"})
 

@@ -18,6 +18,7 @@ from ltcore.errors import CapabilityError, InvalidValueError, ModelNotBuiltError
 from ltcore.layouts import SEAM, UNKNOWN_GROUP  # noqa: E402
 from ltcore.parameters import in_canonical_order  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
+from ltcore.testing.suite_gradients import GradientChecks  # noqa: E402
 from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
 from ltcore.testing.suite_values import ValueChecks  # noqa: E402
 from own_loops import Loop, mean_square  # noqa: E402
@@ -115,6 +116,10 @@ class Hooks:
 
 
 class TestValues(Hooks, ValueChecks):
+    pass
+
+
+class TestDerivatives(Hooks, GradientChecks):
     pass
 
 

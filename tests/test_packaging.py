@@ -15,6 +15,7 @@ PACKAGES = {
     "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
+    "ltcore_jax": "plugins/ltcore_jax",
 }
 
 
@@ -45,7 +46,9 @@ def test_top_level_names(wheel):
 def test_every_tracked_file_is_inside(wheel):
     names = set(wheel.namelist())
     for package, folder in PACKAGES.items():
-        files = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed")]
+        files = [
+            p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed", ".template")
+        ]
         assert files
         for path in files:
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names

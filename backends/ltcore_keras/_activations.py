@@ -6,9 +6,9 @@ the layer computes with it, also inside an attention or below a ``call`` of the 
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from ltcore.layouts import CONVOLUTIONS
 from ltcore.parameters import Structure
 from ltcore_keras._calls import of_keras
 from ltcore_keras._engine import ENGINE
-from ltcore_keras._patch import Patch
+from ltcore_keras._kinds import found_in
+from ltcore_keras._names import own_variables, walk
+from ltcore_keras._patch import Patch, raised_plainly
+from ltcore_keras._places import NOWHERE
 from ltcore_keras._slots import Slot
 from ltcore_keras._squares import squares_of
 
@@ -32,24 +35,29 @@ class _Meter:
 
     Attributes:
         name: of the weight.
-        slot: where it lives.
+        slots: where it lives, once for each layer that has it.
+        hidden: errors for calls that cannot be seen.
         total: of a shape that broadcasts to the weight's canonical one.
         positions: how many squares are in each sum.
     """
 
     name: str
-    slot: Slot
+    slots: Sequence[Slot]
+    hidden: list[CapabilityError]
     total: Array | float = 0.0
     positions: int = 0
 
-    def hear(self, inputs: Any) -> None:
-        """Add what enters a call of the layer."""
+    def hear(self, slot: Slot, inputs: Any) -> None:
+        """Add what enters a call of a layer."""
         if not ENGINE.has_value(inputs):
-            raise CapabilityError(
-                f"the layer of {self.name!r} runs inside a compiled function or a loop, where its "
-                "inputs cannot be seen; leave the parameter out"
+            self.hidden.append(
+                CapabilityError(
+                    f"the layer of {self.name!r} runs inside a compiled function or a loop, where "
+                    "its inputs cannot be seen; leave the parameter out"
+                )
             )
-        total, positions = squares_of(self.slot, inputs)
+            return
+        total, positions = squares_of(slot, inputs)
         self.total = self.total + total
         self.positions += positions
 
@@ -67,39 +75,55 @@ def input_strengths(
         CapabilityError: a parameter is no kernel, or its layer does not run where Python sees it.
         InvalidValueError: there are no ``batches``.
     """
-    meters = {name: _Meter(name, _kernel(name, structure, slots)) for name in names}
-    by_layer: dict[int, list[_Meter]] = defaultdict(list)
-    for meter in meters.values():
-        by_layer[id(meter.slot.layer)].append(meter)
+    hidden: list[CapabilityError] = []
+    meters = [_Meter(name, _uses(model, name, structure, slots[name]), hidden) for name in names]
+    heard: dict[int, list[tuple[_Meter, Slot]]] = defaultdict(list)
+    for meter in meters:
+        for slot in meter.slots:
+            heard[id(slot.layer)].append((meter, slot))
 
     def around(original: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        for meter in by_layer.get(id(layer), ()):
+        for meter, slot in heard.get(id(layer), ()):
             given = inspect.signature(original).bind(layer, *args, **kwargs)
             given.apply_defaults()
             if given.arguments.get("reverse", True):  # else an embedding looks up, no kernel's use
-                meter.hear(given.arguments["inputs"])
+                meter.hear(slot, given.arguments["inputs"])
         return original(layer, *args, **kwargs)
 
     count = 0
-    with ExitStack() as stack:
-        for cls in {_author(meter.slot.layer) for meter in meters.values()}:
+    with raised_plainly(hidden), ExitStack() as stack:
+        for cls in {_author(slot.layer) for meter in meters for slot in meter.slots}:
             stack.callback(Patch(cls, "call", around).remove)
         for inputs, _ in batches:
             model(inputs, training=False)
             count += 1
     if not count:
         raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
-    return {name: _strength(meter) for name, meter in meters.items()}
+    return {meter.name: _strength(meter) for meter in meters}
 
 
-def _kernel(name: str, structure: Structure, slots: Mapping[str, Slot]) -> Slot:
+def _uses(model: Any, name: str, structure: Structure, slot: Slot) -> list[Slot]:
+    """Return where a kernel is: in its layer, and in others that it is tied to."""
     site, role = structure.by_name[name]
-    if site.kind not in _KINDS or role.name != "weight":
+    users = [layer for _, layer in walk(model) if _has(layer, slot.variable)]
+    known = site.kind in _KINDS and role.name == "weight"
+    if not known or not all(_multiplies(layer, slot.variable) for layer in users):
+        within = " and ".join(sorted({type(layer).__name__ for layer in users}))
         raise CapabilityError(
-            f"{name!r}, the {role.name} of a layer of kind {site.kind!r}, has no activations; "
-            f"weights of layers of the kinds {_KINDS} have"
+            f"{name!r}, the {role.name} of a layer of kind {site.kind!r} in {within}, has no "
+            f"activations; kernels of layers of the kinds {_KINDS} have"
         )
-    return slots[name]
+    return [replace(slot, layer=layer) for layer in users]
+
+
+def _has(layer: Any, variable: Any) -> bool:
+    return any(own is variable for own in own_variables(layer))
+
+
+def _multiplies(layer: Any, variable: Any) -> bool:
+    found = found_in(layer, NOWHERE, own_variables(layer))
+    kernels = (one.pieces["weight"].variable for one in found if one.kind in _KINDS)
+    return any(kernel is variable for kernel in kernels)
 
 
 def _author(layer: Any) -> type:
@@ -114,4 +138,4 @@ def _strength(meter: _Meter) -> Array:
             "known; leave the parameter out, or call the layer rather than use its weight"
         )
     rms: Array = np.sqrt(np.asarray(meter.total) / meter.positions).astype(np.float32)
-    return np.broadcast_to(rms, meter.slot.shape)
+    return np.broadcast_to(rms, meter.slots[0].shape)

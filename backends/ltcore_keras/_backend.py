@@ -9,7 +9,7 @@ import numpy as np
 
 from ltcore.arrays import Array, Params, own
 from ltcore.backend import Imported
-from ltcore.errors import CapabilityError, ModelNotBuiltError
+from ltcore.errors import CapabilityError, InvalidValueError, ModelNotBuiltError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
 from ltcore_keras._activations import input_strengths
@@ -161,6 +161,7 @@ class KerasBackend:
         """Return the mean Hessian times ``vector``; nothing of the model changes."""
         ENGINE.settle(model)
         wanted = trained(model, structure)
+        wanted.check_vector(vector)
         known = whole_variables(vector, wanted.slots, _zeros)
         directions = {id(variable): array for variable, array in known}
         native = [directions.get(id(v), _zeros(v)) for v in wanted.variables]
@@ -178,6 +179,7 @@ class KerasBackend:
         """Return the pullback of ``cotangents`` at ``at``, computed in float64."""
         ENGINE.settle(model)
         wanted = trained(model, structure)
+        wanted.check_point(at)
         values = whole_variables(at, wanted.slots, _zeros)
         last = channels_last(model)
 
@@ -185,7 +187,7 @@ class KerasBackend:
             outputs = _outputs(model, structure, list(map(_wide, inputs)), last=last)
             ends = zip(outputs, cotangents, structure.outputs or (), strict=True)
             return sum(
-                keras.ops.sum(tensor * native_input(_wide(array), face, last=last))
+                _inner(tensor, native_input(_wide(array), face, last=last))
                 for tensor, array, face in ends
             )
 
@@ -231,6 +233,15 @@ def _outputs(model: Any, structure: Structure, inputs: Sequence[Array], *, last:
     parts = [native_input(array, face, last=last) for array, face in faces]
     found: list[Any] = keras.tree.flatten(model(packed(model, parts), training=False))
     return found
+
+
+def _inner(output: Any, cotangent: Any) -> Any:
+    if output.shape != cotangent.shape:
+        raise InvalidValueError(
+            f"an output has the shape {tuple(output.shape)} in Keras's order of axes, and its "
+            f"cotangent {tuple(cotangent.shape)}; cotangents have the shapes of outputs"
+        )
+    return keras.ops.sum(output * cotangent)
 
 
 def _wide(array: Array) -> Array:

@@ -78,7 +78,7 @@ class Engine:
         """Return the Hessian of the sum of ``loss()`` times ``vector``, as `gradients` does.
 
         Raises:
-            CapabilityError: this engine cannot train.
+            CapabilityError: this engine cannot train, or something has no second derivative.
         """
         raise _no_training()
 
@@ -206,4 +206,12 @@ def _no_training() -> CapabilityError:
     return CapabilityError(
         f"Keras on {keras.backend.backend()!r} cannot train; set KERAS_BACKEND to tensorflow, "
         "torch or jax before keras is imported"
+    )
+
+
+def no_second_derivative(error: Exception) -> CapabilityError:
+    """Return the error for a model or loss that can be differentiated only once."""
+    return CapabilityError(
+        "a Hessian product needs second derivatives, which something in the model or the loss "
+        f"does not have: {error}"
     )

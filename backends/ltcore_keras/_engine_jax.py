@@ -65,9 +65,14 @@ class Jax(Engine):
     def hessian_product(
         self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
     ) -> list[Any]:
-        """Return the derivative of the gradient in the direction of ``vector``."""
+        """Return the gradient of the inner product of gradient and ``vector``."""
         gradient = jax.grad(_total(variables, loss))
-        found: list[Any] = jax.jvp(gradient, (_values(variables),), (list(vector),))[1]
+
+        def slope(values: list[Any]) -> Any:
+            products = zip(gradient(values), vector, strict=True)
+            return sum(keras.ops.sum(a * b) for a, b in products)
+
+        found: list[Any] = jax.grad(slope)(_values(variables))
         return found
 
     def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:

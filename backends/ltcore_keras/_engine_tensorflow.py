@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
-from ltcore_keras._engine_any import Engine
+from ltcore_keras._engine_any import Engine, no_second_derivative
+from ltcore_keras._patch import Patch
 
 
 class TensorFlow(Engine):
@@ -38,11 +39,11 @@ class TensorFlow(Engine):
     ) -> Callable[..., list[Any]]:
         """Return a graph function; it takes numbers of the widths that ``fit`` makes of them."""
 
-        @tf.function(autograph=False)
         def gradients(args: Any) -> list[Any]:
             return self.gradients(variables, functools.partial(loss, *args))
 
-        return lambda *args: list(gradients(keras.tree.map_structure(_as_in_fit, args)))
+        compiled = tf.function(gradients, autograph=False)
+        return lambda *args: list(compiled(keras.tree.map_structure(_as_in_fit, args)))
 
     def hessian_product(
         self, variables: Sequence[Any], loss: Callable[[], Any], vector: Sequence[Any]
@@ -54,7 +55,11 @@ class TensorFlow(Engine):
             products = zip(_gradients(values, loss), vector, strict=True)
             return tf.add_n([tf.reduce_sum(a * b) for a, b in products])
 
-        return _gradients(values, slope)
+        try:
+            with _exact_moments():
+                return _gradients(values, slope)
+        except LookupError as error:  # in TensorFlow's registry of gradients
+            raise no_second_derivative(error) from error
 
     def pullback(self, function: Callable[[list[Any]], Any], values: list[Any]) -> list[Any]:
         """Return dense gradients."""
@@ -100,6 +105,30 @@ def _gradients(values: Sequence[Any], loss: Callable[[], Any]) -> list[Any]:
         result = loss()
     found = tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return [tf.convert_to_tensor(gradient) for gradient in found]
+
+
+@contextmanager
+def _exact_moments() -> Iterator[None]:
+    """Have the variance of a normalization depend on the mean.
+
+    TensorFlow leaves that out, which only a second derivative sees.
+    """
+
+    def moments(
+        _original: Any, x: Any, axes: Any, shift: Any = None, keepdims: bool = False,
+        name: str | None = None,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        wide = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+        mean = tf.reduce_mean(wide, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims=keepdims)
+        mean = mean if keepdims else tf.squeeze(mean, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+    patch = Patch(tf.nn, "moments", moments)
+    try:
+        yield
+    finally:
+        patch.remove()
 
 
 def _as_in_fit(leaf: Any) -> Any:

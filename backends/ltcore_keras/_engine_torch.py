@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from ltcore.arrays import Array
-from ltcore_keras._engine_any import Ears, Engine
+from ltcore_keras._engine_any import Ears, Engine, no_second_derivative
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -66,7 +66,7 @@ class Torch(Engine):
         The fast forms of attention have no second derivative.
         """
         params = [variable.value for variable in variables]
-        with _differentiable(params), sdpa_kernel(SDPBackend.MATH):
+        with _differentiable(params), sdpa_kernel(SDPBackend.MATH), _told_of_second_derivatives():
             value = keras.ops.sum(loss())
             first = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
             terms = [
@@ -74,7 +74,7 @@ class Torch(Engine):
                 for gradient, direction in zip(first, vector, strict=True)
                 if gradient is not None and gradient.requires_grad
             ]
-            if not terms:
+            if not terms:  # a loss without curvature
                 return [torch.zeros_like(param) for param in params]
             return _dense(torch.autograd.grad(sum(terms), params, allow_unused=True), params)
 
@@ -187,6 +187,16 @@ def _differentiable(params: Sequence[torch.Tensor]) -> Iterator[None]:
     finally:
         for param in frozen:
             param.requires_grad_(False)
+
+
+@contextmanager
+def _told_of_second_derivatives() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in ("derivative for", "double backward", "twice")):
+            raise no_second_derivative(error) from error
+        raise
 
 
 def _dense(gradients: Sequence[Any], params: Sequence[torch.Tensor]) -> list[Any]:

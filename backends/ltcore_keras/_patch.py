@@ -1,7 +1,8 @@
 """A method of a class, or a function of a module, replaced for a while."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -38,3 +39,13 @@ class Patch:
             delattr(self._cls, self._name)
         else:
             setattr(self._cls, self._name, self._own)
+
+
+@contextmanager
+def raised_plainly(errors: Sequence[Exception]) -> Iterator[None]:
+    """Raise the first of ``errors`` at the end: Keras wraps what is raised inside a layer."""
+    try:
+        yield
+    finally:
+        if errors:
+            raise errors[0] from None

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltcore.arrays import Array
+from ltcore.arrays import Array, Params
+from ltcore.errors import InvalidValueError
 from ltcore.parameters import Structure
 from ltcore_keras._names import sites_of
 from ltcore_keras._slots import Slot, to_canonical
@@ -31,6 +32,31 @@ class Trained:
             name: to_canonical(found[place], self.slots[name])
             for name, place in self.places.items()
         }
+
+    def check_vector(self, vector: Params) -> None:
+        """Raise unless ``vector`` has trained parameters only.
+
+        Raises:
+            InvalidValueError: names the others.
+        """
+        strangers = sorted(vector.keys() - self.places.keys())
+        if strangers:
+            raise InvalidValueError(f"vector has {strangers}, which are no trained parameters")
+
+    def check_point(self, at: Params) -> None:
+        """Raise unless ``at`` has all parameters and buffers.
+
+        Raises:
+            InvalidValueError: names what is missing, and what is no part of the model.
+        """
+        missing, strangers = (
+            sorted(a.keys() - b.keys()) for a, b in ((self.slots, at), (at, self.slots))
+        )
+        if missing or strangers:
+            raise InvalidValueError(
+                f"expected every parameter and buffer of the model: {missing} are missing, "
+                f"{strangers} are none of them"
+            )
 
 
 def trained(model: Any, structure: Structure) -> Trained:

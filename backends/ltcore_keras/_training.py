@@ -78,11 +78,7 @@ def mean_squares(
     gradients = ENGINE.gradients_of(variables, functools.partial(_loss, model, loss))
 
     def squares(inputs: Any, targets: Any) -> list[Any]:
-        # A square of half precision would be 0 too soon.
-        return [
-            keras.ops.square(keras.ops.cast(gradient, _at_least_float32(gradient)))
-            for gradient in gradients(inputs, targets)
-        ]
+        return [keras.ops.square(_float32(gradient)) for gradient in gradients(inputs, targets)]
 
     examples = (one for batch in batches for one in _examples(batch))
     return _mean(itertools.starmap(squares, examples))
@@ -91,7 +87,8 @@ def mean_squares(
 def _mean(items: Iterable[list[Any]]) -> list[Any]:
     sums: list[Any] = []
     count = 0
-    for item in items:
+    for one in items:
+        item = list(map(_float32, one))
         sums = [a + b for a, b in zip(sums, item, strict=True)] if count else item
         count += 1
     if not count:
@@ -117,8 +114,11 @@ def _examples(batch: tuple[Any, Any]) -> Iterator[Any]:
         yield keras.tree.map_structure(one, tuple(batch))
 
 
-def _at_least_float32(tensor: Any) -> str:
-    return str(keras.backend.result_type(tensor.dtype, "float32"))
+def _float32(tensor: Any) -> Any:
+    """Return half precision as float32: sums would round, and squares be 0 too soon."""
+    wider = {"float16": "float32", "bfloat16": "float32"}
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.ops.cast(tensor, wider.get(dtype, dtype))
 
 
 def _loss(model: Any, loss: Callable[[Any, Any], Any], inputs: Any, targets: Any) -> Any:

@@ -6,6 +6,7 @@ time of the call its layers have another dtype policy. Whoever asks for float32 
 a way of its own is found by what leaves it, and refused.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
 from ltcore_keras._engine import ENGINE
-from ltcore_keras._patch import Patch
+from ltcore_keras._patch import Patch, raised_plainly
 
 _WIDE = "float64"
 _NARROW = ("float16", "bfloat16", "float32")
@@ -43,7 +44,8 @@ def wide_pullback(
     Raises:
         CapabilityError: a layer is quantized, or does not compute in float64; names it.
     """
-    with _lock, ENGINE.float64(), _widened(model):
+    refused: list[CapabilityError] = []
+    with _lock, raised_plainly(refused), ENGINE.float64(), _widened(model, refused):
         values = {id(variable): _tensor(array) for variable, array in at}
         wanted = [id(variable) for variable in variables]
 
@@ -69,14 +71,16 @@ def _tensor(array: Array) -> Any:
 
 
 @contextmanager
-def _widened(model: Any) -> Iterator[None]:
-    """Have ``model`` compute in float64, in this thread."""
+def _widened(model: Any, refused: list[CapabilityError]) -> Iterator[None]:
+    """Have ``model`` compute in float64, in this thread; ``refused`` gets what does not."""
     thread = threading.get_ident()
     with ExitStack() as stack:
         stack.enter_context(_policies(model))
         stack.enter_context(_floats())
         stack.enter_context(backend.AutocastScope(_WIDE))
-        patches = [(keras.Operation, "__call__", _checked)]
+        patches: list[tuple[Any, str, Callable[..., Any]]] = [
+            (keras.Operation, "__call__", functools.partial(_checked, refused))
+        ]
         for module in (backend, backend.core):  # the second is what operations know
             patches += [(module, "cast", _wide_dtype), (module, "convert_to_tensor", _wide_dtype)]
         for owner, name, around in patches:
@@ -101,17 +105,23 @@ def _wide_dtype(original: Callable[..., Any], x: Any, dtype: Any = None, **kwarg
     return original(x, _WIDE if asked in _NARROW else dtype, **kwargs)
 
 
-def _checked(original: Callable[..., Any], operation: Any, *args: Any, **kwargs: Any) -> Any:
+def _checked(
+    refused: list[CapabilityError],
+    original: Callable[..., Any],
+    operation: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     outputs = original(operation, *args, **kwargs)
-    for leaf in keras.tree.flatten(outputs):
-        if not keras.ops.is_tensor(leaf):
-            continue
-        dtype = keras.backend.standardize_dtype(leaf.dtype)
+    leaves = filter(keras.ops.is_tensor, keras.tree.flatten(outputs))
+    for dtype in {keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves}:
         if dtype in _NARROW:
-            raise CapabilityError(
+            error = CapabilityError(
                 f"{type(operation).__name__} {operation.name!r} computes in {dtype} also where "
                 "float64 is asked for; use an operation of keras.ops, or the layer's compute_dtype"
             )
+            refused.append(error)
+            raise error
     return outputs
 
 

@@ -11,6 +11,7 @@ from ltcore._version import __version__
 from ltcore.cli._output import printable
 from ltcore.cli.convert import convert
 from ltcore.cli.demo import demo
+from ltcore.cli.new_plugin import new_plugin
 from ltcore.cli.plugins import plugins
 from ltcore.cli.prune import prune
 from ltcore.cli.show import show
@@ -78,5 +79,6 @@ for command, example in (
     (convert, "ltcore convert sparse.pt mine.safetensors --model nets:lenet"),
     (prune, "ltcore prune dense.pt --model nets:lenet --sparsity 0.9 -o mine.safetensors"),
     (plugins, "ltcore plugins --json"),
+    (new_plugin, "ltcore new-plugin criterion my-rule"),
 ):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)

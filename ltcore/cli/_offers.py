@@ -21,7 +21,7 @@ def described(kind: str, offer: Registered) -> dict[str, Any]:
 
     ``needs`` is ``{signal: what a user must give for it}`` of a criterion, None where that cannot
     be told without its options; ``options`` are what a table with its name may have; ``error`` is
-    why the target could not be imported.
+    why the target cannot be used.
     """
     spec = offer.spec
     told: dict[str, Any] = {
@@ -41,10 +41,11 @@ def described(kind: str, offer: Registered) -> dict[str, Any]:
     if spec.requires or kind == "backend":
         return told
     try:
-        target = load_offer(kind, offer)
+        return {**told, **_of(kind, load_offer(kind, offer))}
     except LtcoreError as error:
         return {**told, "error": str(error)}
-    return {**told, **_of(kind, target)}
+    except Exception as error:  # noqa: BLE001  a plugin may fail in any way; the others are listed
+        return {**told, "error": f"{type(error).__name__}: {error}"}
 
 
 def _of(kind: str, target: Any) -> dict[str, Any]:

@@ -112,11 +112,30 @@ def _facts(offer: dict[str, Any]) -> dict[str, str]:
 
 
 def _paragraphs(doc: str, width: int) -> Iterator[str]:
-    """Yield a docstring's paragraphs, filled; those that are laid out stay as they are."""
+    """Yield a docstring's paragraphs, filled; the items of a list begin lines."""
     for paragraph in doc.split("\n\n"):
         lines = [printable(line) for line in paragraph.split("\n")]
-        laid_out = any(line.startswith(" ") for line in lines)
-        yield "\n".join(lines) if laid_out else fill(" ".join(lines), width)
+        is_list = any(line.startswith(" ") for line in lines)
+        if not is_list:
+            yield fill(" ".join(lines), width)
+            continue
+        margins = [(item, " " * (_depth(item) + 4)) for item in _items(lines)]
+        yield "\n".join(fill(item, width, subsequent_indent=margin) for item, margin in margins)
+
+
+def _items(lines: list[str]) -> list[str]:
+    """Return lines in which those that go on, deeper, are part of the one before."""
+    items = lines[:1]
+    for line in lines[1:]:
+        if _depth(line) > _depth(items[-1]) and not items[-1].endswith(":"):
+            items[-1] += f" {line.strip()}"
+        else:
+            items.append(line)
+    return items
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 _INDENT = 26

@@ -67,10 +67,16 @@ def rendered(gaps: dict[str, dict[str, float]]) -> str:
         told = ", ".join(f"`{need}`" for need in sorted(needs)) or "weights"
         if around:
             told = ", ".join(["what the other needs", *(f"`{need}`" for need in sorted(needs))])
-        shown = [f"{found[name]:.0e}" if name in found else "not run" for found in gaps.values()]
+        shown = [_shown(found.get(name)) for found in gaps.values()]
         cells = [f"`{name}`", score, told, sources(offer.spec.target), *shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(gap: float | None) -> str:
+    if gap is None:
+        return "not run"
+    return f"{gap:.0e}" if gap else "0"
 
 
 AROUND = ("same_sign", "different_sign", "inverted", "shuffled")
