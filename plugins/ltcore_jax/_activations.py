@@ -55,8 +55,9 @@ def _attached(found: Inventory, structure: Structure, wanted: Sequence[str]) -> 
         layer = layers.get(site.name)
         if role.name != "weight" or site.kind not in _KINDS or layer is None:
             raise CapabilityError(
-                f"{name!r} is a {role.name} of kind {site.kind!r}; activations are there for "
-                "kernels of dense and convolutional layers"
+                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or its layer is not "
+                "called as a whole; activations are there for kernels of dense and convolutional "
+                "layers"
             )
         meters[name] = _Meter(layer)
         observe(layer.module, meters[name])
@@ -67,7 +68,7 @@ class _Meter:
     """Adds up the squares of what each weight of a layer multiplies.
 
     The sum over all positions is the derivative, by the kernel, of the sum of what the layer makes
-    of squared inputs: whatever strides, paddings and groups do, it does the same.
+    of squared inputs, whatever strides, paddings and groups do.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -85,6 +86,8 @@ class _Meter:
         def total(weights: Any) -> Any:
             twin = nnx.merge(graph, state, copy=True)
             twin.kernel.set_value(weights)
+            if self._layer.kind == "conv_transpose":
+                twin.padding = "VALID"  # its inputs count, be their outputs cropped or not
             return jnp.sum(call(twin, squares, *args[1:], **kwargs).astype(jnp.float32))
 
         kernel = layer.kernel.get_value()
