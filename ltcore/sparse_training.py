@@ -189,7 +189,7 @@ def train_sparse(
     _share(rule, 0, until)
     request = prepare(
         model,
-        to_sparsity(sparsity) if sparsity is not None else lambda implied: (),
+        to_sparsity(sparsity) if sparsity is not None else lambda _: (),
         criterion=random,
         scope=scope,
         pattern="unstructured",

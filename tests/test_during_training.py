@@ -133,7 +133,7 @@ def test_masks_nest_zeros_hold_at_every_step_and_scores_are_of_that_step():
 
 def test_a_ticket_tells_the_ramp():
     model = network()
-    options = {"begin": 1, "end": 5, "every": 2, "ramp": "linear", "initial": 0.1}
+    options = {"begin": 1, "end": 5, "every": 2, "ramp": "linear", "initial_sparsity": 0.1}
     with lt.prune_gradually(model, 0.5, scope="layer", seed=4, **options) as pruning:
         Loop(model)(3)
         told = lt.Ticket.from_model(model).provenance
@@ -279,7 +279,7 @@ def test_criteria_that_need_initial_weights_get_those_of_the_beginning():
         ({"end": 5, "begin": -1}, "begin is -1"),
         ({"end": 5, "every": 0}, "every is 0"),
         ({"end": 5, "every": 2.0}, "every is 2.0"),
-        ({"end": 5, "initial": 0.9}, "initial is 0.9 and sparsity is 0.5"),
+        ({"end": 5, "initial_sparsity": 0.9}, "initial_sparsity is 0.9 and sparsity is 0.5"),
         ({"end": 5, "ramp": "square"}, "ramp is 'square'.*cubic.*linear"),
         ({"end": 5, "every": 1, "ramp": lambda time: 2 * time}, "ramp gave 1.2 at step 3"),
         ({"end": 5, "sparsity": None}, "sparsity is missing"),
