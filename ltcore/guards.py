@@ -13,6 +13,7 @@ from ltcore.counts import fraction, shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,10 @@ class KeepDense:
     def __post_init__(self) -> None:
         _check_inner(self.allocation, "keep-dense")
         for name, value in (("first", self.first), ("last", self.last)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            number = whole(value)
+            if number is None or number < 0:
                 raise InvalidValueError(f"{name} is {value!r}; expected a number of parameters")
+            object.__setattr__(self, name, number)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> Sequence[Group]:
         """Return the groups of the inner allocation, over the others.
@@ -101,12 +104,14 @@ class Floor:
     def __post_init__(self) -> None:
         _check_inner(self.allocation, "floor")
         given = self.survivors
-        count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
-        if not count and not (isinstance(given, float) and 0 < given < 1):
+        count = whole(given)
+        if not (count or 0) >= 1 and not (isinstance(given, float) and 0 < given < 1):
             raise InvalidValueError(
                 f"survivors is {given!r}; expected a number of weights (1, 2, ...) or a share of "
                 "a parameter's weights, between 0 and 1"
             )
+        if count is not None:
+            object.__setattr__(self, "survivors", count)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
         """Return the groups of the inner allocation, with floors.

@@ -15,6 +15,7 @@ from ltcore.counts import fraction, shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 
 def uniform(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
@@ -54,7 +55,7 @@ class Erk:
 
     def _weight(self, info: ParamInfo) -> Fraction:
         dims = info.shape if self.kernel else info.shape[:2]
-        return Fraction(sum(dims) * prod(info.shape), max(prod(dims), 1))
+        return Fraction(max(sum(dims), 1) * prod(info.shape), max(prod(dims), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ class SmartRatio:
 
     def __post_init__(self) -> None:
         fraction(self.output_density, "output_density")
-        if not isinstance(self.decay, int) or isinstance(self.decay, bool) or self.decay < 0:
+        decay = whole(self.decay)
+        if decay is None or decay < 0:
             raise InvalidValueError(f"decay is {self.decay!r}; expected a whole number, 0 or more")
+        object.__setattr__(self, "decay", decay)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
         """Return one group a parameter."""

@@ -26,7 +26,7 @@ from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_nativ
 from ltcore.pruning import Pruning, next_masks
 from ltcore.rewind_points import check_step
 from ltcore.search import with_graph
-from ltcore.seeds import generator
+from ltcore.seeds import MOVES, generator
 from ltcore.select import select
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, measure
 from ltcore.sparse_methods import SparseMethod, method_from
@@ -118,7 +118,7 @@ class SparseTraining(MaskPacer):
         structure, held = self.hold.structure, self.hold.masks
         subject = Subject(self.backend, self.model, structure, self._batches, self._loss)
         masks = Masks.adopt({name: held[name] for name in self._names})
-        moved = _moved(self.method, masks, share, subject, generator(self._seed, step, stream=2))
+        moved = _moved(self.method, masks, share, subject, generator(self._seed, step, MOVES))
         self.hold.update(Masks.adopt({name: moved.get(name, held[name]) for name in held}))
         grown = {n: int(np.count_nonzero(moved[n] & ~masks[n])) for n in masks}
         self.history.append(Move(step, share, grown, self.hold.masks.digest))

@@ -16,7 +16,7 @@ from ltcore.options import prunable_from
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.restoring import restoring
 from ltcore.rewind_points import check_step
-from ltcore.seeds import generator
+from ltcore.seeds import SAMPLES, check_seed, generator
 from ltcore.signals import Batches, Loss, check_rereadable
 from ltcore.ticket import resolve_backend
 
@@ -53,7 +53,7 @@ class Supermask:
 
     def sample(self, index: int = 0) -> Masks:
         """Keep each weight with its probability; the same ``index`` gives the same masks."""
-        return _sampled(self.scores, self.structure, generator(self.seed, index, stream=1))
+        return _sampled(self.scores, self.structure, generator(self.seed, index, SAMPLES))
 
     def apply(
         self, model: Any, masks: Masks | None = None, *, backend: str | Backend | None = None
@@ -127,7 +127,7 @@ def find_supermask(
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
     driver = resolve_backend(model, backend)
-    _check(steps, lr, momentum)
+    steps, seed = _check(steps, lr, momentum), check_seed(seed)
     check_rereadable(batches, "one reading")
     if "gradients" not in driver.capabilities:
         raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
@@ -157,12 +157,14 @@ def find_supermask(
     return Supermask(structure, scores, frozen, dynamic_scale, seed, story)
 
 
-def _check(steps: int, lr: float, momentum: float) -> None:
-    check_step(steps, "steps", least=1)
+def _check(steps: int, lr: float, momentum: float) -> int:
+    """Return the steps, as an int."""
+    count = check_step(steps, "steps", least=1)
     if isinstance(lr, bool) or not 0 < lr < float("inf"):
         raise InvalidValueError(f"lr is {lr!r}; expected a number above 0")
     if isinstance(momentum, bool) or not 0 <= momentum < 1:
         raise InvalidValueError(f"momentum is {momentum!r}; expected a number in [0, 1)")
+    return count
 
 
 def _frozen(weights: Mapping[str, Array], *, signed: bool) -> Params:
