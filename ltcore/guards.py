@@ -23,8 +23,8 @@ class KeepDense:
     Attributes:
         allocation: shares over the others.
         first: how many at the front, in model order, of those that are pruned at all.
-        last: how many at the end. Output layers are the end where they are known; all of them
-            stay dense if this is 1 or more.
+        last: how many at the end. Output layers are the end; all of them stay dense if this is 1
+            or more. If none of them is pruned at all, they are dense already and count as one.
     """
 
     allocation: Allocation = by_global
@@ -67,7 +67,7 @@ class KeepDense:
         names = [info.name for info in present]
         outputs = [info.name for info in present if info.is_output]
         end = [name for name in names if name not in outputs] + outputs
-        last = max(self.last, len(outputs)) if self.last else 0
+        last = max(self.last, len(outputs)) if self.last and outputs else max(self.last - 1, 0)
         return frozenset(names[: self.first] + end[max(len(end) - last, 0) :])
 
 

@@ -68,7 +68,7 @@ class SmartRatio:
     all others (the authors' code hands it to the next layer).
 
     Attributes:
-        output_density: density of the output layers; of the last parameter if none is known.
+        output_density: density of the output layers, if they are pruned at all.
         decay: divide by ``l**decay``; the authors' code has 2 for VGG and 0 for ResNets.
     """
 
@@ -85,9 +85,7 @@ class SmartRatio:
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
         """Return one group a parameter."""
         present = [info for info in infos if info.name in masks]
-        outputs = {info.name for info in present if info.is_output} or {
-            info.name for info in present[-1:]
-        }
+        outputs = {info.name for info in present if info.is_output}
         weights = {}
         for layer, info in enumerate(present, start=1):
             above = len(present) - layer + 1
