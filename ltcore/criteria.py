@@ -122,6 +122,8 @@ class Criterion(Protocol):
         rearrange: optional: a method ``rearrange(before, chosen, rng) -> masks``, the last word
             on the masks that the scores chose: as many kept in each parameter, none that was
             gone before. It sees units where the pruning has a pattern.
+        unpoolable: optional: why a unit of many weights, such as a channel, cannot be scored by
+            those of its weights, and what to use instead; empty if it can.
     """
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Goal, Group
+from ltcore.allocation import Allocation, Goal, Group, argument_of
 from ltcore.arrays import Params
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
@@ -17,6 +17,7 @@ from ltcore.patterns import Cut, Pattern, cut
 from ltcore.restoring import restoring
 from ltcore.scoring import Scores
 from ltcore.select import select
+from ltcore.selectors import matches, resolve
 from ltcore.signals import MEASUREMENTS, Subject, measure
 
 
@@ -71,8 +72,7 @@ def next_masks(
         )
     structure = subject.structure
     before = current = Masks.adopt(in_canonical_order(masks, structure))
-    pieces = _pieces(pruning)
-    units = pieces.masks(current) if pieces else current
+    pieces, units = _cut(pruning, current)
     groups = _groups(pruning, pieces, units)
     start, passes = units, passes_of(criterion)
     wanted = {name: known[name] for name in known if name in {"weight", *criterion.needs}}
@@ -105,31 +105,73 @@ def check_goal(pruning: Pruning, masks: Masks) -> None:
 
     Raises:
         InvalidValueError: a fraction is out of range, a selector matches nothing, or the pattern
-            fits no parameter.
+            fits no parameter or not the criterion.
     """
-    pieces = _pieces(pruning)
-    _groups(pruning, pieces, pieces.masks(masks) if pieces else masks)
+    pieces, units = _cut(pruning, masks)
+    _groups(pruning, pieces, units)
 
 
 def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
-    infos = pieces.unit_infos(units) if pieces else pruning.infos
-    return tuple(pruning.allocation(pruning.goal, units, infos))
+    if pieces is None:
+        return tuple(pruning.allocation(pruning.goal, units, pruning.infos))
+    goal = _goal_of_fitting(pruning.goal, pruning.infos, pieces)
+    return tuple(pruning.allocation(goal, units, pieces.unit_infos(units))) if goal else ()
 
 
-def _pieces(pruning: Pruning) -> Cut | None:
-    """Return the parameters as the pattern cuts them; warns of those that it does not fit."""
+def _goal_of_fitting(goal: Goal, infos: Sequence[ParamInfo], pieces: Cut) -> Goal | None:
+    """Return ``goal`` without selectors of which the pattern fits no parameter; None if none is.
+
+    Raises:
+        SelectorError: a selector matches none of ``infos``.
+    """
+    if not isinstance(goal.amounts, Mapping) or not goal.amounts:
+        return goal
+    resolve(goal.amounts, infos, argument_of(goal))
+    fitting = {
+        selector: amount
+        for selector, amount in goal.amounts.items()
+        if any(matches(selector, info) for info in pieces.infos)
+    }
+    return replace(goal, amounts=fitting) if fitting else None
+
+
+def _cut(pruning: Pruning, masks: Masks) -> tuple[Cut | None, Masks]:
+    """Return the parameters as the pattern cuts them, and the masks of the units.
+
+    Warns of parameters that the pattern does not fit.
+
+    Raises:
+        InvalidValueError: it fits no parameter, or not the criterion.
+    """
     if pruning.pattern is None:
-        return None
+        return None, masks
     pieces, misfits = cut(pruning.pattern, pruning.infos)
     if not pieces.infos:
         raise InvalidValueError(f"pattern {pruning.pattern.name!r} fits no parameter: {misfits}")
+    units = pieces.masks(masks)
+    _check_suits(pruning.criterion, pieces, units)
     if misfits:
         warnings.warn(
             f"pattern {pruning.pattern.name!r} leaves parameters dense that it does not fit: "
             f"{misfits}",
             stacklevel=4,
         )
-    return pieces
+    return pieces, units
+
+
+def _check_suits(criterion: Criterion, pieces: Cut, units: Masks) -> None:
+    """Raise if what ``criterion`` does means nothing, or breaks something, under a pattern."""
+    pattern = pieces.pattern
+    pooled = any(units[info.name].shape != info.shape for info in pieces.infos)
+    if pooled and (why := getattr(criterion, "unpoolable", "")):
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} cannot score the units of pattern {pattern.name!r}: {why}"
+        )
+    if pattern.sparsity is not None and getattr(criterion, "rearrange", None):
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} rearranges masks, which breaks the order that pattern "
+            f"{pattern.name!r} makes; use one without the other"
+        )
 
 
 def _measured(

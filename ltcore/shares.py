@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-from ltcore.allocation import Goal, Group, Pool, Rate, pools
+from ltcore.allocation import Goal, Group, Pool, argument_of, pools
 from ltcore.counts import fraction, shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
@@ -28,9 +28,8 @@ def uniform(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group
         InvalidValueError: the goal is ``{selector: fraction}``.
     """
     if isinstance(goal.amounts, Mapping):
-        argument = "rate" if isinstance(goal, Rate) else "sparsity"
         raise InvalidValueError(
-            f"{argument} is {dict(goal.amounts)}, but 'uniform' gives all parameters the same; "
+            f"{argument_of(goal)} is {dict(goal.amounts)}, but 'uniform' gives all parameters the same; "
             "give one fraction, or use scope='layer'"
         )
     return _in_proportion(goal, masks, infos, lambda info: Fraction(prod(info.shape)))
