@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ltcore.arrays import Array
+from ltcore.closest import lacking
 from ltcore.errors import InvalidValueError
 from ltcore.parameters import ParamInfo
 
@@ -164,6 +165,9 @@ class FunctionCriterion:
         return self.function(param)
 
 
+_PARTS = ("name", "needs", "elementwise", "score")
+
+
 def as_criterion(given: Any, name: str = "") -> Criterion:
     """Return ``given`` as a criterion: an object with ``score``, its class, or a bare function.
 
@@ -171,7 +175,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         InvalidValueError: it is none of these.
     """
     made = given() if isinstance(given, type) else given
-    if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
+    if all(hasattr(made, part) for part in _PARTS):
         found: Criterion = made
         check_declared(found)
         return found
@@ -179,7 +183,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         return FunctionCriterion(name or getattr(made, "__qualname__", "function"), made)
     raise InvalidValueError(
         f"criterion is {given!r}; expected a name, a function of a Param, or an object with name, "
-        "needs, elementwise and score(param)"
+        f"needs, elementwise and score(param){lacking(made, _PARTS)}"
     )
 
 

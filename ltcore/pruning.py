@@ -165,7 +165,7 @@ def _check_suits(criterion: Criterion, pieces: Cut, units: Masks) -> None:
     pooled = any(units[info.name].shape != info.shape for info in pieces.infos)
     if pooled and (why := getattr(criterion, "unpoolable", "")):
         raise InvalidValueError(
-            f"criterion {criterion.name!r} cannot score the units of pattern {pattern.name!r}: {why}"
+            f"criterion {criterion.name!r} cannot score units of pattern {pattern.name!r}: {why}"
         )
     if pattern.sparsity is not None and getattr(criterion, "rearrange", None):
         raise InvalidValueError(

@@ -29,8 +29,8 @@ def uniform(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group
     """
     if isinstance(goal.amounts, Mapping):
         raise InvalidValueError(
-            f"{argument_of(goal)} is {dict(goal.amounts)}, but 'uniform' gives all parameters the same; "
-            "give one fraction, or use scope='layer'"
+            f"{argument_of(goal)} is {dict(goal.amounts)}, but 'uniform' gives all parameters the "
+            "same; give one fraction, or use scope='layer'"
         )
     return _in_proportion(goal, masks, infos, lambda info: Fraction(prod(info.shape)))
 

@@ -132,7 +132,7 @@ def train_sparse(
     model: Any,
     sparsity: Amounts | None = None,
     *,
-    method: str | SparseMethod = "rigl",
+    method: Named | SparseMethod = "rigl",
     scope: Named | Allocation = "erk",
     every: int = 100,
     until: int | None = None,
@@ -153,8 +153,7 @@ def train_sparse(
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
         sparsity: the fraction that is zero, or ``{selector: fraction}``. None goes on from the
             masks of a hold that is there.
-        method: ``"rigl"``, ``"set"``, `ltcore.RigL` or `ltcore.SET` with options, or one of your
-            own.
+        method: ``"rigl"``, ``"set"``, ``{"name": "set", "fraction": 0.1}``, or one of your own.
         scope: how the sparsity is shared over parameters, as in `ltcore.prune`; it stays so.
         every: updates from one move to the next.
         until: the number of updates before which the last move comes; None for no last one.

@@ -17,7 +17,6 @@ from ltcore.judging import rearranged, scores_of
 from ltcore.masks import Masks
 from ltcore.weight_criteria import large_final, magnitude_increase
 
-
 Rearrange: TypeAlias = Callable[[Masks, Masks, "np.random.Generator"], Masks]
 """``rearrange(before, chosen, rng)``, see `Criterion`."""
 

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ltcore.errors import HoldError, InvalidValueError, MaskError, SelectorError
 from ltcore.masks import Masks
 from ltcore.pacing import Beats
 from ltcore.testing import BatchNorm, Linear, NumpyModel, Relu, Sgd, mean_squared_error
+from ltcore.weight_criteria import magnitude
 
 EXAMPLE = np.zeros((1, 10), np.float32)
 
@@ -648,7 +650,15 @@ def test_a_method_of_ones_own():
         ({"method": "rigl", "until": 500}, InvalidValueError, "batches, loss"),
         ({"method": "set", "until": 100}, InvalidValueError, "until is 100; .* 101 or more"),
         ({"method": "set", "every": 0}, InvalidValueError, "every is 0"),
-        ({"method": "sett"}, UnknownNameError, r"'sett'; there are \['rigl', 'set'\]"),
+        (
+            {"method": "sett"},
+            UnknownNameError,
+            r"'sett'; did you mean 'set'\? There are \['rigl', 'set'\]",
+        ),
+        ({"method": "rgil"}, UnknownNameError, r"did you mean 'rigl'\?"),
+        ({"method": {"fraction": 0.1}}, InvalidValueError, "has no 'name'"),
+        ({"method": {"name": "set", "share": 0.1}}, InvalidValueError, "fraction: float = 0.3"),
+        ({"method": {"name": "set", "fraction": 1.5}}, InvalidValueError, "fraction is 1.5"),
         ({"method": 3}, InvalidValueError, "method is 3"),
         ({"method": "set", "sparsity": None}, HoldError, "sparsity is missing"),
         ({"method": "set", "sparsity": 1.0}, InvalidValueError, "sparsity is 1.0"),
@@ -664,6 +674,16 @@ def test_bad_sparse_training_is_refused(options, error, match):
     for made in (lt.SET, lt.RigL):
         with pytest.raises(InvalidValueError, match="fraction is 1.0"):
             made(1.0)
+
+
+def test_a_method_may_be_named_with_its_options():
+    named = {"name": "set", "fraction": 0.1}
+    with lt.train_sparse(network(), 0.5, method=named) as run:
+        assert run.method == lt.SET(0.1)
+        assert run.hold.story["sparse_training"]["method"] == named
+    partial = SimpleNamespace(name="mine", drop=magnitude, grow=magnitude)
+    with pytest.raises(InvalidValueError, match="; it has no 'share'$"):
+        lt.train_sparse(network(), 0.5, method=partial)
 
 
 def test_a_held_model_and_a_sparsity_contradict():
