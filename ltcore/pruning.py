@@ -8,6 +8,7 @@ import numpy as np
 
 from ltcore.allocation import Allocation, Goal, Group, argument_of
 from ltcore.arrays import Params
+from ltcore.counts import fraction
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
 from ltcore.judging import rearranged, score
@@ -72,7 +73,8 @@ def next_masks(
         )
     structure = subject.structure
     before = current = Masks.adopt(in_canonical_order(masks, structure))
-    pieces, units = _cut(pruning, current)
+    pieces = _pieces(pruning)
+    units = pieces.masks(current) if pieces else current
     groups = _groups(pruning, pieces, units)
     start, passes = units, passes_of(criterion)
     wanted = {name: known[name] for name in known if name in {"weight", *criterion.needs}}
@@ -107,13 +109,14 @@ def check_goal(pruning: Pruning, masks: Masks) -> None:
         InvalidValueError: a fraction is out of range, a selector matches nothing, or the pattern
             fits no parameter or not the criterion.
     """
-    pieces, units = _cut(pruning, masks)
-    _groups(pruning, pieces, units)
+    pieces = _pieces(pruning)
+    _groups(pruning, pieces, pieces.masks(masks) if pieces else masks)
 
 
 def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
     if pieces is None:
         return tuple(pruning.allocation(pruning.goal, units, pruning.infos))
+    _check_suits(pruning.criterion, pieces, units)
     goal = _goal_of_fitting(pruning.goal, pruning.infos, pieces)
     return tuple(pruning.allocation(goal, units, pieces.unit_infos(units))) if goal else ()
 
@@ -122,11 +125,13 @@ def _goal_of_fitting(goal: Goal, infos: Sequence[ParamInfo], pieces: Cut) -> Goa
     """Return ``goal`` without selectors of which the pattern fits no parameter; None if none is.
 
     Raises:
+        InvalidValueError: a fraction is not in [0, 1).
         SelectorError: a selector matches none of ``infos``.
     """
     if not isinstance(goal.amounts, Mapping) or not goal.amounts:
         return goal
-    resolve(goal.amounts, infos, argument_of(goal))
+    for _, amount in resolve(goal.amounts, infos, argument_of(goal)).values():
+        fraction(amount, argument_of(goal))
     fitting = {
         selector: amount
         for selector, amount in goal.amounts.items()
@@ -135,28 +140,20 @@ def _goal_of_fitting(goal: Goal, infos: Sequence[ParamInfo], pieces: Cut) -> Goa
     return replace(goal, amounts=fitting) if fitting else None
 
 
-def _cut(pruning: Pruning, masks: Masks) -> tuple[Cut | None, Masks]:
-    """Return the parameters as the pattern cuts them, and the masks of the units.
-
-    Warns of parameters that the pattern does not fit.
-
-    Raises:
-        InvalidValueError: it fits no parameter, or not the criterion.
-    """
+def _pieces(pruning: Pruning) -> Cut | None:
+    """Return the parameters as the pattern cuts them; warns of those that it does not fit."""
     if pruning.pattern is None:
-        return None, masks
+        return None
     pieces, misfits = cut(pruning.pattern, pruning.infos)
     if not pieces.infos:
         raise InvalidValueError(f"pattern {pruning.pattern.name!r} fits no parameter: {misfits}")
-    units = pieces.masks(masks)
-    _check_suits(pruning.criterion, pieces, units)
     if misfits:
         warnings.warn(
             f"pattern {pruning.pattern.name!r} leaves parameters dense that it does not fit: "
             f"{misfits}",
             stacklevel=4,
         )
-    return pieces, units
+    return pieces
 
 
 def _check_suits(criterion: Criterion, pieces: Cut, units: Masks) -> None:

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
-from ltcore.errors import HoldError, InvalidValueError, MaskError, SelectorError, UnknownNameError
+from ltcore.errors import (
+    HoldError,
+    InvalidValueError,
+    MaskError,
+    NonFiniteError,
+    SelectorError,
+    UnknownNameError,
+)
 from ltcore.masks import Masks
 from ltcore.pacing import Beats
 from ltcore.testing import BatchNorm, Linear, NumpyModel, Relu, Sgd, mean_squared_error
@@ -771,6 +778,32 @@ def test_a_failing_loss_gives_the_model_its_weights_back():
     with pytest.raises(ZeroDivisionError):
         lt.find_supermask(model, [(X, Y)], broken, steps=3)
     assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_supermask_stops_at_the_step_whose_gradients_are_no_numbers(value):
+    model, bad = network(), X.copy()
+    bad[0, 0] = value
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(NonFiniteError, match=r"step 2: \d+ of \d+ gradients of 'layers.*NaN"),
+    ):
+        lt.find_supermask(model, [(X, Y), (bad, Y)], mean_squared_error, steps=5)
+    assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+    assert lt.held(model) is None
+
+
+def test_a_supermask_that_keeps_nothing_says_so():
+    model = network()
+    found = lt.find_supermask(model, [(X, Y)], mean_squared_error, steps=1, lr=1e-9)
+    nothing = found.masks(0.9)
+    assert nothing.kept == 0
+    with pytest.warns(UserWarning, match=r"keeps nothing of \['layers.0.weight', 'layers.2.wei"):
+        found.apply(model, nothing)
+    for threshold in (7, 1.0, -0.1, float("nan"), True, "0.5"):
+        with pytest.raises(InvalidValueError, match="threshold is"):
+            found.masks(threshold)
+    assert found.masks(0.0).kept == 120
 
 
 @pytest.mark.parametrize(

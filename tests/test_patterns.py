@@ -514,6 +514,8 @@ def test_selectors_of_what_the_pattern_leaves_dense_ask_for_nothing(goal, scope)
 
     assert masks_for({"*": 0.25, "@output": 0.2}) == masks_for({"*": 0.25})
     assert masks_for({"@output": 0.2}).sparsity == 0
+    with pytest.raises(InvalidValueError, match="is 1.5; expected a fraction"):
+        masks_for({"*": 0.25, "@output": 1.5})
     with pytest.raises(SelectorError, match="'@conv' matches none"):
         masks_for({"*": 0.25, "@conv": 0.2})
 
