@@ -209,8 +209,9 @@ def prune_gradually(
     rule, shape = criterion_from(criterion), pattern_from(pattern)
     if sparsity is None and shape is not None:
         sparsity = shape.sparsity
-    check_step(begin, "begin")
-    check_step(end, "end", least=begin + 1)
+    begin = check_step(begin, "begin")
+    end = check_step(end, "end", least=begin + 1)
+    every = check_step(every, "every", least=1)
     beats = Beats(every, begin, end)
     steps = _ramp(sparsity, initial, beats, ramp)
     check_reach(shape, [steps.goal(end)])

@@ -76,7 +76,7 @@ class SparseTraining(MaskPacer):
         start: Mapping[str, Any],
         seed: int,
     ) -> None:
-        self.method, self.until = method, until
+        self.method, self.until = method, None if until is None else int(until)
         self.history: list[Move] = []
         self._names, self._start, self._seed = names, start, seed
         self._batches, self._loss = subject.batches, subject.loss
@@ -210,10 +210,10 @@ def train_sparse(
 
 
 def _beats(every: int, until: int | None) -> Beats:
-    check_step(every, "every", least=1)
+    every = check_step(every, "every", least=1)
     if until is None:
         return Beats(every, every)
-    check_step(until, "until", least=every + 1)
+    until = check_step(until, "until", least=every + 1)
     return Beats(every, every, (until - 1) // every * every)
 
 

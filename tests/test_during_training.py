@@ -1,6 +1,7 @@
 """What ltcore does while somebody trains, on the numpy reference: formulas and brute force."""
 
 import gc
+import json
 import weakref
 from itertools import pairwise
 from types import SimpleNamespace
@@ -778,6 +779,18 @@ def test_a_failing_loss_gives_the_model_its_weights_back():
     with pytest.raises(ZeroDivisionError):
         lt.find_supermask(model, [(X, Y)], broken, steps=3)
     assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+
+
+def test_integers_of_numpy_are_numbers_of_updates_and_fit_a_ticket():
+    five, ten = np.int64(5), np.uint8(10)
+    run = lt.train_sparse(network(), 0.5, method="set", every=five, until=ten)
+    assert json.loads(json.dumps(run.hold.story)) == run.hold.story
+    beats = lt.prune_gradually(network(), 0.5, begin=np.int64(0), end=ten, every=five).beats
+    assert beats == Beats(5, 0, 10)
+    assert {type(number) for number in (beats.every, beats.begin, beats.end)} == {int}
+    for options in ({"until": np.float64(10)}, {"every": True}):
+        with pytest.raises(InvalidValueError, match="expected a number of optimizer updates"):
+            lt.train_sparse(network(), 0.5, method="set", **options)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
