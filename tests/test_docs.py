@@ -5,8 +5,9 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +205,28 @@ def test_the_tables_of_allocations_and_patterns_are_complete(kind):
     for name, offer in discovery.offers(kind).items():
         if offer.spec.target.startswith("ltcore."):
             assert re.search(r"\d{4}", named[name]), f"{name} is not there, or names no paper"
+
+
+def test_the_page_on_backends_runs(monkeypatch):
+    module = ModuleType("a_backend")
+    monkeypatch.setitem(sys.modules, "a_backend", module)  # where pickle looks for its classes
+    world = vars(module)
+    for snippet in snippets(DOCS["writing-a-backend.md"]):
+        exec(snippet, world)
+    model, x = world["model"], np.ones((4, 6), "float32")
+    params = world["backend"].read(model, world["structure"])
+    assert params["layers.0.weight"].shape == (5, 6)
+    assert np.allclose(model(x), world["backend"].forward(model, world["structure"], [x])[0])
+
+
+def test_the_page_on_jax_runs():
+    pytest.importorskip("flax")
+    world = {}
+    for snippet in snippets(DOCS["jax.md"]):
+        exec(snippet, world)
+    assert world["ticket"].why_not_portable() == ""
+    assert world["ticket"].masks.sparsity == pytest.approx(0.9, abs=0.01)
+    assert lt.held(world["model"]) is None
 
 
 def test_the_hand_over_runs_as_told(tmp_path, monkeypatch, capsys):

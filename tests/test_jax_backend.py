@@ -11,6 +11,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from ltcore.plugins import detect  # noqa: E402
 from ltcore.testing import CASES, BackendConformance  # noqa: E402
+from ltcore.testing.suite_gradients import GradientChecks  # noqa: E402
 from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
 from ltcore.testing.suite_values import ValueChecks  # noqa: E402
 
@@ -131,7 +132,7 @@ class TestJaxConformance(Hooks, BackendConformance):
     )
 
 
-class TestJaxValues(Hooks, ValueChecks):
+class TestJaxValues(Hooks, ValueChecks, GradientChecks):
     """What is left: models that train as one of the others does."""
 
     cases = tuple(case for case in CASES if case not in TestJaxConformance.cases)

@@ -12,6 +12,7 @@ PACKAGES = {
     "ltcore": "ltcore",
     "ltcore_torch": "backends/ltcore_torch",
     "ltcore_keras": "backends/ltcore_keras",
+    "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
 }
@@ -56,7 +57,7 @@ def test_entry_points_and_dependencies(wheel):
     (points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     text = wheel.read(points).decode()
     for line in ("builtin = ltcore.builtin", "torch = ltcore_torch", "keras = ltcore_keras",
-                 "gradient-criteria = ltcore_gradient_criteria",
+                 "jax = ltcore_jax", "gradient-criteria = ltcore_gradient_criteria",
                  "ltcore = ltcore.cli:main"):  # fmt: skip
         assert line in text
     (metadata,) = [n for n in wheel.namelist() if n.endswith("METADATA")]

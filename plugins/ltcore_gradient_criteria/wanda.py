@@ -69,19 +69,9 @@ def _quantiles(rows: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
 
     Ranks are all different: of equal weights the first has the highest.
     """
-    order = _stable_order(np.where(kept, rows, -np.inf)[:, ::-1])
+    order = np.argsort(np.where(kept, rows, -np.inf)[:, ::-1], axis=1, kind="stable")
     ranks = np.empty(rows.shape, np.int64)
     np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1)[None], axis=1)
     count = kept.sum(axis=1, keepdims=True)
     shares = (ranks[:, ::-1] - (rows.shape[1] - count)) / np.maximum(count, 1)
     return np.where(np.isnan(rows), np.nan, shares)
-
-
-def _stable_order(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return the stable order of each row; the sort is the fast one where a row has no ties."""
-    order: NDArray[Any] = np.argsort(rows, axis=1)
-    ordered = np.take_along_axis(rows, order, axis=1)
-    tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    if tied.any():
-        order[tied] = np.argsort(rows[tied], axis=1, kind="stable")
-    return order
