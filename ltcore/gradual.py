@@ -187,8 +187,9 @@ def prune_gradually(
         HoldError: something changes the model's masks already.
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
-    check_step(begin, "begin")
-    check_step(end, "end", least=begin + 1)
+    begin = check_step(begin, "begin")
+    end = check_step(end, "end", least=begin + 1)
+    every = check_step(every, "every", least=1)
     beats = Beats(every, begin, end)
     request = prepare(
         model,

@@ -28,10 +28,10 @@ class Beats:
     end: int | None = None
 
     def __post_init__(self) -> None:
-        check_step(self.every, "every", least=1)
-        check_step(self.begin, "begin")
+        object.__setattr__(self, "every", check_step(self.every, "every", least=1))
+        object.__setattr__(self, "begin", check_step(self.begin, "begin"))
         if self.end is not None:
-            check_step(self.end, "end", least=self.begin)
+            object.__setattr__(self, "end", check_step(self.end, "end", least=self.begin))
 
     def last(self, done: int, steps: int) -> int | None:
         """Return the last that is due after ``steps`` updates, if it comes after ``done``."""
@@ -101,8 +101,7 @@ class Pacer:
             steps: the number of updates so far, where ltcore cannot count them either.
         """
         if steps is not None:
-            check_step(steps, "steps")
-            self._told = steps
+            self._told = check_step(steps, "steps")
         self._hear(self.steps)
 
     def release(self) -> None:

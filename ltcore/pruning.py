@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Goal, Group
+from ltcore.allocation import Allocation, Goal, Group, argument_of
 from ltcore.arrays import Params
+from ltcore.counts import fraction
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
 from ltcore.judging import rearranged, score
@@ -17,6 +18,7 @@ from ltcore.patterns import Cut, Pattern, cut
 from ltcore.restoring import restoring
 from ltcore.scoring import Scores
 from ltcore.select import select, thinned
+from ltcore.selectors import matches, resolve
 from ltcore.signals import MEASUREMENTS, Subject, measure
 
 
@@ -107,7 +109,8 @@ def check_goals(prunings: Sequence[Pruning], masks: Masks) -> None:
 
     Raises:
         InvalidValueError: a fraction is out of range, a selector matches nothing, the pattern
-            fits no parameter or does not allow so much, or there is too little left.
+            fits no parameter, or not the criterion, or does not allow so much, or there is too
+            little left.
     """
     if not prunings:
         return
@@ -122,8 +125,30 @@ def check_goals(prunings: Sequence[Pruning], masks: Masks) -> None:
 
 
 def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
-    infos = pieces.unit_infos(units) if pieces else pruning.infos
-    return tuple(pruning.allocation(pruning.goal, units, infos))
+    if pieces is None:
+        return tuple(pruning.allocation(pruning.goal, units, pruning.infos))
+    _check_suits(pruning.criterion, pieces, units)
+    goal = _goal_of_fitting(pruning.goal, pruning.infos, pieces)
+    return tuple(pruning.allocation(goal, units, pieces.unit_infos(units))) if goal else ()
+
+
+def _goal_of_fitting(goal: Goal, infos: Sequence[ParamInfo], pieces: Cut) -> Goal | None:
+    """Return ``goal`` without selectors of which the pattern fits no parameter; None if none is.
+
+    Raises:
+        InvalidValueError: a fraction is not in [0, 1).
+        SelectorError: a selector matches none of ``infos``.
+    """
+    if not isinstance(goal.amounts, Mapping) or not goal.amounts:
+        return goal
+    for _, amount in resolve(goal.amounts, infos, argument_of(goal)).values():
+        fraction(amount, argument_of(goal))
+    fitting = {
+        selector: amount
+        for selector, amount in goal.amounts.items()
+        if any(matches(selector, info) for info in pieces.infos)
+    }
+    return replace(goal, amounts=fitting) if fitting else None
 
 
 def _pieces(pruning: Pruning) -> Cut | None:
@@ -143,6 +168,21 @@ def _warn_of_misfits(pruning: Pruning) -> None:
             f"pattern {pruning.pattern.name!r} leaves parameters dense that it does not fit: "
             f"{misfits}",
             stacklevel=5,
+        )
+
+
+def _check_suits(criterion: Criterion, pieces: Cut, units: Masks) -> None:
+    """Raise if what ``criterion`` does means nothing, or breaks something, under a pattern."""
+    pattern = pieces.pattern
+    pooled = any(units[info.name].shape != info.shape for info in pieces.infos)
+    if pooled and (why := getattr(criterion, "unpoolable", "")):
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} cannot score units of pattern {pattern.name!r}: {why}"
+        )
+    if pattern.sparsity is not None and getattr(criterion, "rearrange", None):
+        raise InvalidValueError(
+            f"criterion {criterion.name!r} rearranges masks, which breaks the order that pattern "
+            f"{pattern.name!r} makes; use one without the other"
         )
 
 

@@ -26,7 +26,7 @@ from ltcore.pacing import Beats, MaskPacer
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.requests import Request, check_needs, prepare, to_sparsity
 from ltcore.rewind_points import check_step
-from ltcore.seeds import generator
+from ltcore.seeds import MOVES, generator
 from ltcore.select import select
 from ltcore.signals import Batches, Loss, Subject, measure
 from ltcore.sparse_methods import SparseMethod, method_from
@@ -76,7 +76,7 @@ class SparseTraining(MaskPacer):
         until: int | None,
         start: Mapping[str, Any],
     ) -> None:
-        self.method, self.until = method, until
+        self.method, self.until = method, None if until is None else int(until)
         self.history: list[Move] = []
         self._names, self._start, self._request = names, start, request
         super().__init__(request.backend, model, request.structure, beats, hold)
@@ -119,7 +119,7 @@ class SparseTraining(MaskPacer):
         share = _share(self.method, step, self.until)
         held, subject = self.hold.masks, self._request.subject(self.model)
         masks = Masks.adopt({name: held[name] for name in self._names})
-        rng = generator(self._request.seed, step, stream=2)
+        rng = generator(self._request.seed, step, MOVES)
         moved = _moved(self.method, masks, share, subject, rng)
         self.hold.update(Masks.adopt({name: moved.get(name, held[name]) for name in held}))
         grown = {n: int(np.count_nonzero(moved[n] & ~masks[n])) for n in masks}
@@ -134,7 +134,7 @@ def train_sparse(
     model: Any,
     sparsity: Amounts | None = None,
     *,
-    method: str | SparseMethod = "rigl",
+    method: Named | SparseMethod = "rigl",
     scope: Named | Allocation = "erk",
     every: int = 100,
     until: int | None = None,
@@ -155,8 +155,7 @@ def train_sparse(
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
         sparsity: the fraction that is zero, or ``{selector: fraction}``. None goes on from the
             masks of a hold that is there.
-        method: ``"rigl"``, ``"set"``, `ltcore.RigL` or `ltcore.SET` with options, or one of your
-            own.
+        method: ``"rigl"``, ``"set"``, ``{"name": "set", "fraction": 0.1}``, or one of your own.
         scope: how the sparsity is shared over parameters, as in `ltcore.prune`; it stays so.
         every: updates from one move to the next.
         until: the number of updates before which the last move comes; None for no last one.
@@ -256,10 +255,10 @@ def _those_held(names: tuple[str, ...], hold: Hold) -> tuple[str, ...]:
 
 
 def _beats(every: int, until: int | None) -> Beats:
-    check_step(every, "every", least=1)
+    every = check_step(every, "every", least=1)
     if until is None:
         return Beats(every, every)
-    check_step(until, "until", least=every + 1)
+    until = check_step(until, "until", least=every + 1)
     return Beats(every, every, (until - 1) // every * every)
 
 

@@ -1,8 +1,10 @@
 """What ltcore does while somebody trains, on the numpy reference: formulas and brute force."""
 
 import gc
+import json
 import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
-from ltcore.errors import HoldError, InvalidValueError, MaskError, SelectorError, UnknownNameError
+from ltcore.errors import (
+    HoldError,
+    InvalidValueError,
+    MaskError,
+    NonFiniteError,
+    SelectorError,
+    UnknownNameError,
+)
 from ltcore.masks import Masks
 from ltcore.pacing import Beats
 from ltcore.testing import BatchNorm, Linear, NumpyModel, Relu, Sgd, mean_squared_error
+from ltcore.weight_criteria import magnitude
 
 EXAMPLE = np.zeros((1, 10), np.float32)
 
@@ -651,7 +661,15 @@ def test_a_method_of_ones_own():
         ({"method": "rigl", "until": 500}, InvalidValueError, "batches, loss"),
         ({"method": "set", "until": 100}, InvalidValueError, "until is 100; .* 101 or more"),
         ({"method": "set", "every": 0}, InvalidValueError, "every is 0"),
-        ({"method": "sett"}, UnknownNameError, r"'sett'; there are \['rigl', 'set'\]"),
+        (
+            {"method": "sett"},
+            UnknownNameError,
+            r"'sett'; did you mean 'set'\? There are \['rigl', 'set'\]",
+        ),
+        ({"method": "rgil"}, UnknownNameError, r"did you mean 'rigl'\?"),
+        ({"method": {"fraction": 0.1}}, InvalidValueError, "has no 'name'"),
+        ({"method": {"name": "set", "share": 0.1}}, InvalidValueError, "fraction: float = 0.3"),
+        ({"method": {"name": "set", "fraction": 1.5}}, InvalidValueError, "fraction is 1.5"),
         ({"method": 3}, InvalidValueError, "method is 3"),
         ({"method": "set", "sparsity": None}, HoldError, "sparsity is missing"),
         ({"method": "set", "sparsity": 1.0}, InvalidValueError, "sparsity is 1.0"),
@@ -667,6 +685,16 @@ def test_bad_sparse_training_is_refused(options, error, match):
     for made in (lt.SET, lt.RigL):
         with pytest.raises(InvalidValueError, match="fraction is 1.0"):
             made(1.0)
+
+
+def test_a_method_may_be_named_with_its_options():
+    named = {"name": "set", "fraction": 0.1}
+    with lt.train_sparse(network(), 0.5, method=named) as run:
+        assert run.method == lt.SET(0.1)
+        assert run.hold.story["sparse_training"]["method"] == named
+    partial = SimpleNamespace(name="mine", drop=magnitude, grow=magnitude)
+    with pytest.raises(InvalidValueError, match="; it has no 'share'$"):
+        lt.train_sparse(network(), 0.5, method=partial)
 
 
 def test_a_held_model_and_a_sparsity_contradict():
@@ -754,6 +782,44 @@ def test_a_failing_loss_gives_the_model_its_weights_back():
     with pytest.raises(ZeroDivisionError):
         lt.find_supermask(model, [(X, Y)], broken, steps=3)
     assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+
+
+def test_integers_of_numpy_are_numbers_of_updates_and_fit_a_ticket():
+    five, ten = np.int64(5), np.uint8(10)
+    run = lt.train_sparse(network(), 0.5, method="set", every=five, until=ten)
+    assert json.loads(json.dumps(run.hold.story)) == run.hold.story
+    beats = lt.prune_gradually(network(), 0.5, begin=np.int64(0), end=ten, every=five).beats
+    assert beats == Beats(5, 0, 10)
+    assert {type(number) for number in (beats.every, beats.begin, beats.end)} == {int}
+    for options in ({"until": np.float64(10)}, {"every": True}):
+        with pytest.raises(InvalidValueError, match="expected a number of optimizer updates"):
+            lt.train_sparse(network(), 0.5, method="set", **options)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_supermask_stops_at_the_step_whose_gradients_are_no_numbers(value):
+    model, bad = network(), X.copy()
+    bad[0, 0] = value
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(NonFiniteError, match=r"step 2: \d+ of \d+ gradients of 'layers.*NaN"),
+    ):
+        lt.find_supermask(model, [(X, Y), (bad, Y)], mean_squared_error, steps=5)
+    assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+    assert lt.held(model) is None
+
+
+def test_a_supermask_that_keeps_nothing_says_so():
+    model = network()
+    found = lt.find_supermask(model, [(X, Y)], mean_squared_error, steps=1, lr=1e-9)
+    nothing = found.masks(0.9)
+    assert nothing.kept == 0
+    with pytest.warns(UserWarning, match=r"keeps nothing of \['layers.0.weight', 'layers.2.wei"):
+        found.apply(model, nothing)
+    for threshold in (7, 1.0, -0.1, float("nan"), True, "0.5"):
+        with pytest.raises(InvalidValueError, match="threshold is"):
+            found.masks(threshold)
+    assert found.masks(0.0).kept == 120
 
 
 @pytest.mark.parametrize(
