@@ -4,13 +4,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from numbers import Integral
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array, Params
-from ltcore.backend import Backend
 from ltcore.closest import did_you_mean, lacking
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
 from ltcore.discovery import HERE, offers
@@ -21,7 +23,6 @@ from ltcore.rewind_points import ToStep
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
 from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
-from ltcore.ticket import origin
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A name, or ``{"name": ..., option: value}`` for what takes options."""
@@ -376,13 +377,6 @@ def _names(kind: str, given: Any) -> Iterator[str]:
         yield from _names(kind, given.get(_INNER.get(kind, "")))
 
 
-def choices_of(driver: Backend, **given: Any) -> dict[str, Any]:
-    """Return what was chosen as plain data, with the versions of those who offer it."""
-    versions = {**origin(driver)["versions"], **makers(given)}
-    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
-    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
-
-
 def plain(given: Any) -> Any:
     """Return how a choice is told in a provenance: as it was typed, or as plain data.
 
@@ -390,6 +384,10 @@ def plain(given: Any) -> Any:
     """
     if given is None or isinstance(given, str | int | float | bool):
         return given
+    if isinstance(given, Fraction):
+        return float(given)
+    if isinstance(given, np.generic):
+        return given.item()
     if isinstance(given, Mapping):
         return {str(key): plain(value) for key, value in given.items()}
     if isinstance(given, list | tuple):
