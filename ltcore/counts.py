@@ -26,9 +26,14 @@ def fraction(value: float | Fraction, name: str) -> Fraction:
     if not 0 <= exact < 1 or isinstance(value, bool):
         raise InvalidValueError(
             f"{name} is {value!r}; expected a fraction of the weights, from 0 up to but not "
-            "including 1 (0.2 removes 20 %)"
+            f"including 1 (0.2 removes 20 %){_as_share(exact)}"
         )
     return exact
+
+
+def _as_share(percent: Fraction) -> str:
+    """Return what somebody probably meant who wrote percent."""
+    return f"; did you mean {float(percent / 100):g}?" if 1 < percent < 100 else ""
 
 
 def removed_by_rate(kept: int, rate: Fraction) -> int:

@@ -160,7 +160,7 @@ class Hold:
             raise HoldError("this hold was released; make a new one with ltcore.hold")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Kept and total, parameter by parameter.
 
@@ -181,6 +181,10 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
+
+    def __repr__(self) -> str:
+        kept, total = sum(row[2] for row in self.rows), sum(row[3] for row in self.rows)
+        return f"Report(kept={kept}, total={total}, parameters={len(self.rows)})"
 
     def _lines(self) -> Iterator[str]:
         width = max([len(row[0]) for row in self.rows] + [9])

@@ -23,7 +23,7 @@ from ltcore.signals import Batches, Loss, check_rereadable
 from ltcore.ticket import resolve_backend
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Supermask:
     """What was learned: how likely each weight is to be kept.
 
@@ -99,6 +99,10 @@ class Supermask:
                 stacklevel=2,
             )
         return hold
+
+    def __repr__(self) -> str:
+        masks = self.masks()
+        return f"Supermask(kept={masks.kept}, total={masks.total}, parameters={len(masks)})"
 
 
 def find_supermask(

@@ -407,7 +407,9 @@ def test_what_is_registered_is_checked():
         lt.criterion("")
     with pytest.raises(InvalidValueError, match=r"needs \['gradeint'\]"):
         lt.criterion("test-needs", needs="gradeint")(lambda param: param.weight)
-    lt.register("pattern", "test-number", 3)
+    with pytest.raises(InvalidValueError, match="pattern 'test-number' is 3, which has no name"):
+        lt.register("pattern", "test-number", 3)
+    lt.register("pattern", "test-number", lambda: 3)
     with pytest.raises(InvalidValueError, match="'test-number', which stands for 3"):
         lt.prune(dense(), 0.5, pattern="test-number")
     lt.register("schedule", "test-wrong", lambda: 3)
@@ -415,6 +417,24 @@ def test_what_is_registered_is_checked():
         InvalidValueError, match=r"'test-wrong', which stands for 3.* rounds and goal"
     ):
         schedule_from("test-wrong", None, None, None)
+
+
+@pytest.mark.parametrize("name", ["", "My Rule", "2:4", "-x", "x-", "x--y", "règle", 3, "x\n"])
+def test_a_name_that_nobody_could_type_is_refused(name):
+    with pytest.raises(InvalidValueError, match="the name of a schedule is .* expected a letter"):
+        lt.register("schedule", name, lt.OneShot(0.5))
+
+
+@pytest.mark.parametrize("kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"])
+def test_what_can_be_no_such_thing_is_refused_when_it_is_registered(kind):
+    with pytest.raises(InvalidValueError, match=f"the {kind} 'test-thing' is .*, which has no"):
+        lt.register(kind, "test-thing", object())
+    assert "test-thing" not in discovery.offers(kind)
+
+
+def test_the_decorator_takes_functions():
+    with pytest.raises(InvalidValueError, match="@criterion takes a function of a Param"):
+        lt.criterion("test-thing")(dict)
 
 
 def test_options_that_are_not_there_are_answered_with_the_closest():
