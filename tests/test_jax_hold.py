@@ -381,3 +381,79 @@ def test_several_devices_are_refused(monkeypatch):
     monkeypatch.setattr(type(model.first.kernel.get_value()), "sharding", two)
     with pytest.raises(CapabilityError, match="2 devices"):
         BACKEND.watch(model, BACKEND.describe(model), [])
+
+
+class Pair(nnx.Module):
+    """Two models in one; they may be another pair's, too."""
+
+    def __init__(self, first, second):
+        self.a, self.b = first, second
+
+    def __call__(self, x):
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("claim", ["hold", "watch"])
+@pytest.mark.parametrize("relation", ["parent", "child", "sibling"])
+def test_a_layer_serves_one_keeper_at_a_time(relation, claim):
+    shared = Net()
+    around, other = Pair(shared, Net(1)), Pair(Net(2), shared)
+    model, second = {
+        "parent": (shared, around), "child": (around, shared), "sibling": (around, other)
+    }[relation]  # fmt: skip
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    before = weights(second)
+    with pytest.raises(CapabilityError, match=r"layer '.*first' is held or watched already"):
+        if claim == "hold":
+            lt.hold(second, half(second, 1))
+        else:
+            BACKEND.watch(second, structure_of(second), [1])
+    assert lt.held(second) is None or relation != "sibling"
+    for name, value in weights(second).items():
+        np.testing.assert_array_equal(value, before[name])
+    step(model, optimizer_of(model), X, Y)
+    assert_held(model, masks)
+    hold.release()
+    assert is_clean(around)
+    lt.hold(second, half(second, 1)).release()
+    assert is_clean(around)
+    assert is_clean(other)
+
+
+def test_a_layer_that_moves_takes_its_hold_along():
+    model, free = Pair(Net(), Net(1)), Net(2)
+    hold, inner = lt.hold(model, half(model)), lt.hold(free, half(free))
+    gone, model.a = model.a, free
+    hold.release()
+    assert is_clean(gone)
+    step(model, optimizer_of(model), X, Y)
+    inner.check()
+    inner.release()
+    assert is_clean(model)
+
+
+@pytest.mark.parametrize("claim", ["hold", "watch"])
+def test_an_update_inside_vmap_is_refused(claim):
+    @nnx.vmap
+    def stack(key):
+        return nnx.Linear(5, 3, rngs=nnx.Rngs(key))
+
+    model = stack(jax.random.split(jax.random.key(0), 4))
+    optimizer = nnx.vmap(lambda one: nnx.Optimizer(one, optax.sgd(0.1), wrt=nnx.Param))(model)
+    run = nnx.jit(nnx.vmap(step, in_axes=(0, 0, None, None)))
+    run(model, optimizer, X, Y)
+    if claim == "hold":
+        handle = lt.hold(
+            model, lt.Masks({"linear.kernel": np.eye(4, 15, dtype=bool).reshape(4, 5, 3)})
+        )
+    else:
+        handle = BACKEND.watch(model, BACKEND.describe(model), [1])
+    with pytest.raises(CapabilityError, match=r"shape \(3,\).*shape \(4, 3\)"):
+        run(model, optimizer, X, Y)
+    assert model.kernel.get_value().shape == (4, 5, 3)
+    if claim == "hold":
+        handle.release()
+    else:
+        handle.stop()
+    run(model, optimizer, X, Y)

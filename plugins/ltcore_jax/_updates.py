@@ -18,6 +18,7 @@ import optax
 from flax import nnx
 from jax.experimental import io_callback
 
+from ltcore.errors import CapabilityError
 from ltcore_jax._keeper import Keeper, Mark, kept, marked, zero
 from ltcore_jax._patch import Patch
 from ltcore_jax._walk import Path, child, is_traced
@@ -69,6 +70,7 @@ def _update(
         return original(optimizer, model, grads, **kwargs)
     belongs = nnx.filterlib.to_predicate(optimizer.wrt)
     touched = [one for one in found if belongs(one.path, one.variable)]
+    _check_whole(touched)
     masks = {
         one.path: one.mark.keeper.masks[one.name] for one in touched if one.name in one.mark.held
     }
@@ -99,6 +101,27 @@ def _found(model: Any) -> Iterator[Touched]:
                 if not is_traced(variable.get_value()) and not mark.keeper.marks(layer):
                     break
                 yield Touched((*path, *inside), variable, name, mark)
+
+
+def _check_whole(touched: list[Touched]) -> None:
+    """Raise where a function sees one of several models in a stack: masks and counts are for all.
+
+    Raises:
+        CapabilityError: an update is inside `nnx.vmap`; names a parameter.
+    """
+    for one in touched:
+        whole, seen = one.mark.keeper.shapes[one.name], jnp.shape(one.variable.get_value())
+        if whole != seen:
+            raise CapabilityError(
+                f"an update sees {one.name!r} with shape {seen}, the {_what(one)} model has it "
+                f"with shape {whole}; inside nnx.vmap nothing can be held or watched: call "
+                "optimizer.update on the stacked model, outside of vmap, or train the models "
+                "one by one"
+            )
+
+
+def _what(one: Touched) -> str:
+    return "held" if one.mark.held else "watched"
 
 
 def _watched(touched: list[Touched]) -> dict[Keeper, list[Touched]]:
