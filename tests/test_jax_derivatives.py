@@ -142,3 +142,59 @@ def test_attention_is_redrawn_with_the_variance_that_flax_gives_it():
     for name, value in old.items():
         assert new[name].shape == value.shape
         np.testing.assert_allclose(new[name].std(), value.std(), rtol=0.03, err_msg=name)
+
+
+class Tied(nnx.Module):
+    def __init__(self):
+        self.a, self.b = (nnx.Linear(5, 5, rngs=nnx.Rngs(0)) for _ in range(2))
+        self.b.kernel = self.a.kernel
+
+    def inner(self, x):
+        return 10 * nnx.relu(self.a(inputs=x))
+
+    def __call__(self, x):
+        return self.b(self.inner(x))
+
+
+def test_activations_of_a_tied_kernel_are_those_of_all_its_layers():
+    model = Tied()
+    found = BACKEND.activations(model, BACKEND.describe(model), [(X, None)], ["a.weight"])
+    both = np.concatenate([X, model.inner(X)])
+    expected = np.sqrt((both**2).mean(0))
+    np.testing.assert_allclose(found["a.weight"], np.tile(expected, (5, 1)), rtol=1e-5)
+
+
+class Odd(nnx.Module):
+    """Multiplies by a layer's kernel on its own account."""
+
+    def __init__(self):
+        self.a = nnx.Linear(5, 5, rngs=nnx.Rngs(0))
+        self.own = self.a.kernel
+
+    def __call__(self, x):
+        return self.a(x) @ self.own[...]
+
+
+def test_activations_of_a_kernel_that_serves_elsewhere_are_refused():
+    model = Odd()
+    structure = BACKEND.describe(model)
+    (name,) = (info.name for info in structure.infos if len(info.shape) == 2)
+    with pytest.raises(CapabilityError, match=name):
+        BACKEND.activations(model, structure, [(X, None)], [name])
+
+
+class Vmapped(Net):
+    def __call__(self, x):
+        return jax.vmap(super().__call__)(x)
+
+
+class Remat(Net):
+    def __call__(self, x):
+        return nnx.remat(Net.__call__)(self, x)
+
+
+@pytest.mark.parametrize("cls", [Vmapped, Remat])
+def test_activations_where_inputs_have_no_values_are_refused(cls):
+    model = cls()
+    with pytest.raises(CapabilityError, match=r"Linear is called inside jax\.vmap"):
+        BACKEND.activations(model, BACKEND.describe(model), [(X, None)], ["first.weight"])

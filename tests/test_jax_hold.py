@@ -457,3 +457,51 @@ def test_an_update_inside_vmap_is_refused(claim):
     else:
         handle.stop()
     run(model, optimizer, X, Y)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_arrays_that_a_checkpoint_brought_as_numpy(compiled):
+    model = Net()
+    nnx.update(model, *jax.tree.map(np.array, nnx.state(model, nnx.Param, nnx.BatchStat)))
+    before, masks = weights(model), half(model)
+    BACKEND.write(model, structure_of(model), {"first.weight": before["first.weight"] + 1})
+    np.testing.assert_array_equal(weights(model)["first.weight"], before["first.weight"] + 1)
+    assert isinstance(model.last.kernel.get_value(), np.ndarray)
+    watch = BACKEND.watch(model, structure_of(model), [1])
+    hold = lt.hold(model, masks)
+    (nnx.jit(step) if compiled else step)(model, optimizer_of(model), X, Y)
+    assert_held(model, masks)
+    assert set(watch.snapshots[1]) == set(before)
+    watch.stop()
+    hold.release()
+
+
+def test_a_watch_that_is_dropped_leaves_nothing():
+    gc.collect()
+    before = nnx.Optimizer.update, Net.__call__
+    model = Net()
+    watch = BACKEND.watch(model, structure_of(model), [1], print)
+    other = BACKEND.watch(model, structure_of(model), [1])
+    del watch
+    gc.collect()
+    step(model, optimizer_of(model), X, Y)
+    assert set(other.snapshots) == {1}
+    del other
+    gc.collect()
+    assert (nnx.Optimizer.update, Net.__call__) == before
+    assert is_clean(model)
+
+
+def test_averages_go_over_states():
+    model = Net()
+    average = nnx.clone(model)
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    mean = jax.tree.map(
+        lambda a, b: (a + b) / 2, nnx.state(average, nnx.Param), nnx.state(model, nnx.Param)
+    )
+    nnx.update(average, mean)
+    pruned = ~masks["first.weight"]
+    found, first = weights(average)["first.weight"], weights(Net())["first.weight"]
+    np.testing.assert_allclose(found[pruned], first[pruned] / 2, rtol=1e-6)
+    hold.release()

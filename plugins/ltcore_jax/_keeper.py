@@ -20,7 +20,7 @@ from flax import nnx
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
 from ltcore_jax._names import Inventory
-from ltcore_jax._walk import Path, nodes
+from ltcore_jax._walk import Path, array_of, nodes
 
 ATTRIBUTE = "_ltcore"
 MAX_SNAPSHOTS = 256
@@ -111,7 +111,7 @@ class Keeper:
         for name in self.masks.keys() - masks.keys():
             self.masks[name][...] = jnp.ones(self.masks[name].shape, bool)
         for name, mask in masks.items():
-            value = _one_device(found.slots[name].variable.get_value(), name)
+            value = _one_device(array_of(found.slots[name].variable), name)
             on_device = jax.device_put(jnp.array(mask, copy=True), value.sharding)
             if name in self.masks and self.masks[name].shape == mask.shape:
                 self.masks[name][...] = on_device
@@ -142,7 +142,7 @@ class Keeper:
         """
         self._check_free(found)
         for name, slot in found.slots.items():
-            _one_device(slot.variable.get_value(), name)
+            _one_device(array_of(slot.variable), name)
         now = self.updates()
         wishes = [now + step for step in steps]
         if len(self._wishes) + len(wishes) > MAX_SNAPSHOTS:
@@ -260,8 +260,7 @@ def marked(model: Any) -> Iterator[tuple[Path, Any, Mark]]:
 
 def zero(variable: nnx.Variable[Any], mask: Any) -> None:
     """Zero what ``mask`` prunes; not by a product: -1 * 0 is -0.0, and NaN * 0 is NaN."""
-    value = variable.get_value()
-    variable.set_value(kept(mask, value))
+    variable.set_value(kept(mask, array_of(variable)))
 
 
 def kept(mask: Any, value: Any) -> Any:

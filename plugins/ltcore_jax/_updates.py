@@ -21,7 +21,7 @@ from jax.experimental import io_callback
 from ltcore.errors import CapabilityError
 from ltcore_jax._keeper import Keeper, Mark, kept, marked, zero
 from ltcore_jax._patch import Patch
-from ltcore_jax._walk import Path, child, is_traced
+from ltcore_jax._walk import Path, array_of, child, is_traced
 
 _patches: list[Patch] = []
 _listening: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
@@ -139,7 +139,7 @@ def _masked(optimizer: Any, grads: Any, masks: Mapping[Path, Any]) -> Any:
     flat = dict(nnx.to_flat_state(nnx.state(grads, optimizer.wrt, graph=optimizer.graph)))
     for path, mask in masks.items():
         if path in flat:
-            flat[path] = flat[path].replace(kept(mask, flat[path].get_value()))
+            flat[path] = flat[path].replace(kept(mask, array_of(flat[path])))
     return nnx.from_flat_state(list(flat.items()))
 
 
@@ -157,7 +157,7 @@ def _clear_slots(optimizer: Any, paths: set[Path], masks: Mapping[Path, Any]) ->
         where = tuple(map(_key, keys))
         owner = max((p for p in paths if where[-len(p) :] == p), key=len, default=())
         if owner in masks and isinstance(slot, nnx.Variable):
-            value = slot.get_value()
+            value = array_of(slot)
             if jnp.shape(value) == masks[owner].shape:
                 slot.set_value(kept(masks[owner], value))
 
@@ -231,7 +231,7 @@ def _count(keeper: Keeper, touched: list[Touched], found: list[Touched], done: A
     counts = jnp.any(positions == reference) & done
     number = keeper.count[...] + counts
     keeper.count[...] = number
-    values = {one.name: one.variable.get_value() for one in found}
+    values = {one.name: array_of(one.variable) for one in found}
     if not any(map(is_traced, (number, *values.values()))):
         if counts and keeper.wants(int(number)):
             keeper.take(int(number), values)
