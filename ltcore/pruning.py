@@ -17,7 +17,7 @@ from ltcore.patterns import Cut, Pattern, cut
 from ltcore.restoring import restoring
 from ltcore.scoring import Scores
 from ltcore.select import select
-from ltcore.signals import MEASUREMENTS, Subject, measure
+from ltcore.signals import MEASUREMENTS, Subject, check_flow, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ def next_masks(
             f"criterion {criterion.name!r} needs {missing}, which only a search has; "
             "use find_ticket or iter_rounds"
         )
+    if "flow" in criterion.needs:
+        check_flow(subject, f"criterion {criterion.name!r}, by its signal 'flow',")
     structure = subject.structure
     before = current = Masks.adopt(in_canonical_order(masks, structure))
     pieces = _pieces(pruning)
