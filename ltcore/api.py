@@ -26,7 +26,7 @@ from ltcore.options import (
     schedule_from,
 )
 from ltcore.patterns import Pattern, check_reach
-from ltcore.pruning import Pruning, next_masks
+from ltcore.pruning import Pruning, next_masks, warn_if_beyond
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.seeds import generator
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
@@ -115,6 +115,7 @@ def prune(
         rereadable(subject, pruning.criterion),
         generator(seed),
     )
+    warn_if_beyond(pruning, masks, chosen)
     hold = hold_model(model, driver, structure, chosen, existing="tighten")
     hold.story = {
         **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Goal, Group
+from ltcore.allocation import Allocation, Goal, Group, Sparsity, pools
 from ltcore.arrays import Params
+from ltcore.asking import ask, asked, name_of
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
 from ltcore.judging import rearranged, score
@@ -59,7 +60,8 @@ def next_masks(
         rng: for criteria that draw.
 
     Raises:
-        InvalidValueError: the criterion needs a signal that is not there, or gave bad scores.
+        InvalidValueError: the criterion needs a signal that is not there, or gave bad scores; or
+            the allocation gave no groups.
         CapabilityError: the backend cannot measure what it needs.
     """
     criterion = pruning.criterion
@@ -98,6 +100,7 @@ def next_masks(
             f"criterion {criterion.name!r} rearranged the masks to what pattern "
             f"{pieces.pattern.name!r} does not allow; use one without the other"
         )
+    _warn_if_missed(pruning, pieces, start, groups)
     _warn_if_emptied(current)
     return Masks.adopt(in_native_order(current, structure))
 
@@ -115,7 +118,7 @@ def check_goal(pruning: Pruning, masks: Masks) -> None:
 
 def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
     infos = pieces.unit_infos(units) if pieces else pruning.infos
-    return tuple(pruning.allocation(pruning.goal, units, infos))
+    return ask(pruning.allocation, pruning.goal, units, infos)
 
 
 def _pieces(pruning: Pruning) -> Cut | None:
@@ -161,6 +164,46 @@ def _due(group: Group, start: Masks, now: Masks, share: float) -> int:
         return kept - goal
     due = before * (goal / before) ** share if goal else before * (1 - share)
     return max(kept - max(round(due), goal), 0)
+
+
+def warn_if_beyond(pruning: Pruning, before: Masks, after: Masks) -> None:
+    """Warn if nothing went because more is gone already than the goal asks for.
+
+    For a single pruning: rounds may pass there on their way.
+    """
+    if not isinstance(pruning.goal, Sparsity) or after != before:
+        return
+    pieces = cut(pruning.pattern, pruning.infos)[0] if pruning.pattern else None
+    units = pieces.masks(before) if pieces else before
+    whole = Masks.ones({name: mask.shape for name, mask in units.items()})
+    infos = pieces.unit_infos(units) if pieces else pruning.infos
+    for pool in pools(pruning.goal, whole, infos):
+        counts = [units.counts[name] for name in pool.names]
+        total = sum(total for _, total in counts)
+        gone = total - sum(kept for kept, _ in counts)
+        if gone > pool.remove + len(pool.names):
+            warnings.warn(
+                f"nothing is pruned: {gone} of {total} {'units' if pieces else 'weights'} are gone "
+                f"already, and the sparsity asks for {pool.remove}; it counts all of them, also "
+                "what went before",
+                stacklevel=3,
+            )
+            return
+
+
+def _warn_if_missed(
+    pruning: Pruning, pieces: Cut | None, units: Masks, groups: Sequence[Group]
+) -> None:
+    """Warn if the allocation did not share what the goal asks for."""
+    infos = pieces.unit_infos(units) if pieces else pruning.infos
+    wanted = asked(pruning.goal, units, infos)
+    removed = sum(group.remove for group in groups)
+    if not wanted.least <= removed <= wanted.most:
+        warnings.warn(
+            f"allocation {name_of(pruning.allocation)!r} removes {removed} of {units.kept} "
+            f"{'units' if pieces else 'weights'} where the goal asks for {wanted.weights}",
+            stacklevel=4,
+        )
 
 
 def _warn_if_emptied(masks: Masks) -> None:

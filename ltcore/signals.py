@@ -159,9 +159,7 @@ def _gradient(subject: Subject, masks: Masks) -> Mapping[str, Array]:
 
 
 def _fisher(subject: Subject, masks: Masks) -> Mapping[str, Array]:
-    return subject.backend.fisher(
-        subject.model, subject.structure, _pairs(subject), _loss(subject)
-    )
+    return subject.backend.fisher(subject.model, subject.structure, _pairs(subject), _loss(subject))
 
 
 def _hessian_gradient(subject: Subject, masks: Masks) -> Mapping[str, Array]:
