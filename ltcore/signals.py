@@ -182,8 +182,8 @@ def _flow(subject: Subject, masks: Masks) -> Mapping[str, Array]:
         name: np.abs(array.astype(np.float64)) if array.dtype.kind == "f" else array
         for name, array in masks.apply(params).items()
     }
-    inputs = [_ones(face) for face in structure.inputs]
-    outputs = [_ones(face) for face in structure.outputs]
+    inputs = [_ones(face) for face in structure.inputs or ()]
+    outputs = [_ones(face) for face in structure.outputs or ()]
     return subject.backend.vjp(subject.model, structure, inputs, outputs, at)
 
 

@@ -130,7 +130,7 @@ def find_supermask(
     driver = resolve_backend(model, backend)
     _check(steps, lr, momentum)
     check_rereadable(batches, "one reading")
-    told = checked_loss(loss)
+    checked = checked_loss(loss)
     if "gradients" not in driver.capabilities:
         raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
     check_free(driver, model, "error")
@@ -145,7 +145,7 @@ def find_supermask(
             masks = _sampled(scores, structure, rng)
             effective = _effective(frozen, masks, dynamic_scale)
             driver.write(model, structure, effective)
-            gradients = driver.gradients(model, structure, [batch], told)
+            gradients = driver.gradients(model, structure, [batch], checked)
             scales = _scales(masks) if dynamic_scale else dict.fromkeys(masks, 1.0)
             for name, weight in frozen.items():
                 slope = scales[name] * gradients[name] * weight * _slope(scores[name])
