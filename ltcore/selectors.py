@@ -61,7 +61,11 @@ def _check_text(selector: object, argument: str) -> None:
 
 def _no_match(selector: str, infos: Sequence[ParamInfo]) -> str:
     words = ["@output", *(f"@{kind}" for kind in KINDS)]
-    known = words if selector.startswith("@") else [g for info in infos for g in _globs(info.name)]
+    known = (
+        [word for word in words if word != selector]
+        if selector.startswith("@")
+        else [g for info in infos for g in _globs(info.name)]
+    )
     hint = did_you_mean(selector, known) or "."
     return (
         f"the selector {selector!r} matches none of the parameters "

@@ -21,7 +21,7 @@ from ltcore.parameters import ParamInfo
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.shares import Erk, SmartRatio, uniform
-from ltcore.testing import AllocationConformance
+from ltcore.testing import AllocationConformance, Linear, NumpyModel
 
 OFFERED = [name for name, offer in registry().offers["allocation"].items()
            if offer.spec.target.startswith("ltcore.")]  # fmt: skip
@@ -287,7 +287,10 @@ def test_survivors_are_a_count_or_a_share(bad):
         (lambda: SmartRatio(1.0), "output_density is 1.0"),
         (lambda: SmartRatio(decay=0.5), "decay is 0.5"),
         (lambda: allocation_from({"name": "erk", "power": 2}), "'erk' does not take"),
-        (lambda: allocation_from({"name": "global", "first": 1}), "'global' does not take"),
+        (
+            lambda: allocation_from({"name": "global", "first": 1}),
+            "'global' .*takes no options, got .'first'",
+        ),
     ],
 )
 def test_bad_options_are_refused(make, message):
@@ -470,6 +473,59 @@ def test_suite_notices_rounds_that_do_not_end_where_they_should():
 
     with pytest.raises(AssertionError, match="weights are left"):
         Suite().test_rounds_nest({})
+
+
+# ---- what is not pruned at all
+
+
+def test_an_output_that_is_not_pruned_leaves_no_hidden_layer_in_its_place():
+    infos = infos_of([(20, 20)] * 3, outputs=0)
+    masks = whole(infos)
+    left = kept_after(SmartRatio(0.9)(Sparsity(0.8), masks, infos), masks)
+    assert left == {"p0": 144, "p1": 72, "p2": 24}  # 12 : 6 : 2, and none at 0.9
+    spared = lambda rule: {n for g in rule(Rate(0.1), masks, infos) for n in g.names}  # noqa: E731
+    assert spared(KeepDense()) == {"p1", "p2"}
+    assert spared(KeepDense(last=2)) == {"p1"}
+    assert spared(KeepDense(first=0, last=0)) == {"p0", "p1", "p2"}
+
+
+@pytest.mark.parametrize("scope", ["smart-ratio", "keep-dense"])
+def test_the_pattern_leaves_the_output_dense_and_no_other(scope):
+    net = NumpyModel([Linear(8, 8), Linear(8, 8), Linear(8, 8), Linear(8, 4)])
+    with pytest.warns(UserWarning, match="an output layer"):
+        hold = lt.prune(net, 0.5, pattern="channel", scope=scope)
+    kept = {name: count for name, (count, _) in hold.masks.counts.items()}
+    assert kept["layers.3.weight"] == 32
+    assert kept["layers.2.weight"] < 32
+    hidden = lt.prune(
+        NumpyModel([Linear(8, 8), Linear(8, 8), Linear(8, 4)]), 0.4, scope=scope,
+        prunable=["layers.0.weight", "layers.1.weight"],
+    )  # fmt: skip
+    assert hidden.masks.counts["layers.1.weight"][0] < 32
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_erk_takes_a_parameter_without_axes(kernel):
+    infos = infos_of([(), (4, 5)])
+    masks = whole(infos)
+    left = kept_after(Erk(kernel)(Sparsity(0.5), masks, infos), masks)
+    assert left == {"p0": 1, "p1": 9}
+
+
+def test_keep_dense_under_a_rate_runs_out_as_its_page_says():
+    infos = infos_of([(5, 5), (5, 10), (5, 5)])
+    masks = whole(infos)
+    for kept in (80, 64, 51):
+        counts = kept_after(KeepDense()(Rate(0.2), masks, infos), masks)
+        flags = np.arange(50).reshape(5, 10) < counts["p1"]
+        masks = lt.Masks({**masks, "p1": flags})
+        assert masks.kept == kept
+    with pytest.raises(InvalidValueError, match="kept dense the others have 1"):
+        KeepDense()(Rate(0.2), masks, infos)
+    with pytest.raises(InvalidValueError, match="p2"):
+        KeepDense(first=0)(Sparsity({"*": 0.8, "p2": 0.5}), whole(infos), infos)
+    sparse = KeepDense(first=0)(Sparsity({"*": 0.5, "p2": 0}), whole(infos), infos)
+    assert sum(group.remove for group in sparse) == 38
 
 
 def test_the_suite_knows_what_a_goal_means():

@@ -85,6 +85,8 @@ def test_json_says_what_was_written(tmp_path: Path) -> None:
         ("criterion", "../rule", "'rule' would do"),
         ("criterion", "", "expected a letter"),
         ("criterion", "règle", "expected a letter"),
+        ("allocation", "criterion", "'criterion' is the word for a kind"),
+        ("pattern", "rewind-policies", "is the word for a kind"),
         ("criterion", "lambda", "'lambda' is a word of Python's"),
         ("criterion", "none", "'None' is a word of Python's"),
     ],

@@ -2,7 +2,7 @@
 
 >>> from ltcore.allocation import by_global
 >>> class TestGlobal(AllocationConformance):
-...     allocation = staticmethod(by_global)
+...     allocation = by_global
 ...     exact = True
 """
 
@@ -19,6 +19,7 @@ from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
+from ltcore.testing.given import check_given, under_test
 
 INFOS = (
     ParamInfo("conv1.weight", "conv", "weight", (6, 2, 3, 3), False, True),
@@ -45,7 +46,7 @@ class AllocationConformance:
     """What `ltcore.allocation.Allocation` promises.
 
     Attributes:
-        allocation: the allocation under test; override it (a function as ``staticmethod(f)``).
+        allocation: the allocation under test: a function, an object or its class; override it.
         exact: it promises that the groups' counts add up to what the goal means over all
             parameters together: floor(share * weights + 1/2).
         honours_goal: it removes about what the goal means: a share of what is left (`Rate`), or
@@ -61,13 +62,12 @@ class AllocationConformance:
 
     def rule(self) -> Allocation:
         """Return the allocation under test."""
-        if self.allocation is None:
-            raise NotImplementedError("set the class attribute `allocation`")
-        rule: Allocation = self.allocation
+        rule: Allocation = under_test(self, "allocation", ())
         return rule
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Make one test of each goal and of each network; pytest calls this."""
+        check_given(self)
         if "goal" in metafunc.fixturenames:
             metafunc.parametrize("goal", self.goals, ids=str)
         if "kept" in metafunc.fixturenames:
@@ -78,7 +78,6 @@ class AllocationConformance:
         masks = masks_of(kept)
         names = [name for group in self.groups(goal, masks) for name in group.names]
         assert len(set(names)) == len(names), "a parameter is in one group at most"
-        assert set(names) <= masks.keys(), "groups name parameters that have a mask"
 
     def test_counts_can_be_removed(self, goal: Goal, kept: Mapping[str, float]) -> None:
         """A group loses a whole number of the weights it has, and keeps its floor."""
@@ -182,7 +181,12 @@ class AllocationConformance:
 
     def groups(self, goal: Goal, masks: Masks) -> tuple[Group, ...]:
         """Return what the allocation under test makes of ``goal``."""
-        return tuple(self.rule()(goal, masks, INFOS))
+        found = tuple(self.rule()(goal, masks, INFOS))
+        for group in found:
+            assert isinstance(group, Group), f"an allocation returns ltcore.Group, not {group!r}"
+            unknown = set(group.names) - masks.keys()
+            assert not unknown, f"groups name parameters that have a mask, not {sorted(unknown)}"
+        return found
 
 
 def meant(goal: Goal, masks: Masks) -> int:
