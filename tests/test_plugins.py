@@ -425,7 +425,9 @@ def test_a_name_that_nobody_could_type_is_refused(name):
         lt.register("schedule", name, lt.OneShot(0.5))
 
 
-@pytest.mark.parametrize("kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"])
+@pytest.mark.parametrize(
+    "kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"]
+)
 def test_what_can_be_no_such_thing_is_refused_when_it_is_registered(kind):
     with pytest.raises(InvalidValueError, match=f"the {kind} 'test-thing' is .*, which has no"):
         lt.register(kind, "test-thing", object())
