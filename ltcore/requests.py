@@ -29,7 +29,7 @@ from ltcore.options import (
 from ltcore.parameters import ParamInfo, Structure
 from ltcore.patterns import Pattern, check_reach
 from ltcore.pruning import Pruning, check_goals, next_masks
-from ltcore.seeds import generator
+from ltcore.seeds import check_seed, generator
 from ltcore.signals import (
     MEASUREMENTS,
     Batches,
@@ -169,7 +169,7 @@ def prepare(
         check_unmoved(driver, model)
     rule, shape = criterion_from(criterion), pattern_from(pattern)
     allocation = allocation_from(scope)
-    generator(seed)
+    seed = check_seed(seed)
     wanted = tuple(goals(None if shape is None else shape.sparsity))
     check_reach(shape, wanted)
     structure = driver.describe(model, example)
@@ -187,7 +187,7 @@ def prepare(
     story = {
         "versions": versions,
         **{argument: plain(given) for argument, given in named.items()},
-        "seed": plain(seed),
+        "seed": seed,
     }
     return Request(
         driver, structure, infos, rule, allocation, shape, wanted, start, batches, loss, seed,

@@ -223,7 +223,7 @@ def _check_method(method: SparseMethod, subject: Subject) -> None:
     """Raise unless the method's criteria can score while a model trains."""
     for criterion in (method.drop, method.grow):
         check_needs(subject, criterion)
-        if passes_of(criterion) > 1 or hasattr(criterion, "rearrange"):
+        if passes_of(criterion) > 1 or getattr(criterion, "rearrange", None):
             raise InvalidValueError(
                 f"method {method.name!r} has the criterion {criterion.name!r}, which takes several "
                 "passes or rearranges masks; a move only scores once"
