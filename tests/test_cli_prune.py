@@ -170,6 +170,7 @@ seed = 4
 """
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'Each' removes")
 def test_a_file_says_it_and_options_win(folder: Path) -> None:
     Path("prune.toml").write_text(TOML)
     words = ("--import", "prune_rules", "--config", "prune.toml")
