@@ -253,7 +253,7 @@ SLOPE = ("--sparsity", "0.5", "--import", "prune_rules", "--criterion", "test-cl
         (["--sparsity", "0.5", "--import", "prune_rules", "--criterion", "test-cli-gradient"],
          "'test-cli-gradient' needs 'gradient': give --data MODULE:FUNCTION and --loss MOD"),
         (["--sparsity", "0.5", "--data", "prune_nets:broken"], "--data prune_nets:broken: Runtime"),
-        (["--sparsity", "0.5", "--loss", "prune_nets:los"], 
+        (["--sparsity", "0.5", "--loss", "prune_nets:los"],
          "--loss prune_nets:los: prune_nets has no 'los'; did you mean 'loss'?"),
         (["--sparsity", "0.5", "--import", "prune_rules.py"],
          "--import prune_rules.py: a module's name has no .py; did you mean 'prune_rules'?"),

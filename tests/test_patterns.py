@@ -410,7 +410,7 @@ def test_both_frameworks_get_the_same_masks_and_keep_them(twins, pattern, scope)
 
 def test_2_4_needs_no_sparsity_and_holds_along_the_canonical_inputs(twins):
     model = twins.model
-    with lt.prune(model, pattern="2:4") as hold:
+    with lt.prune(model, pattern={"name": "2:4"}) as hold:
         assert hold.masks.sparsity == 0.5
         for i in (0, 2, 5, 7):
             mask = hold.masks[f"{i}.weight"]
