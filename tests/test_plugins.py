@@ -277,6 +277,7 @@ def kept(model, **options):
     return [count for count, _ in hold.masks.counts.values()]
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
 def test_an_allocation_may_be_a_function_a_class_or_an_object():
     lt.register("allocation", "test-function", each_way)
     lt.register("allocation", "test-class", EachWay)
@@ -334,6 +335,7 @@ def test_a_criterion_may_be_a_function_a_class_or_an_object():
     assert highest == same != lowest == object_
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
 def test_a_function_of_any_kind_may_make_the_thing_with_and_without_options():
     def thing(param):
         return param.weight
