@@ -206,7 +206,7 @@ def test_the_file_of_the_guide_works(folder: Path) -> None:
         ("sparsty = 0.5", "no key 'sparsty'; did you mean 'sparsity'? Keys are sparsity,"),
         ("criterion = 'magnitued'", "criterion: no criterion called 'magnitued'; did"),
         ("criterion = {nmae = 'random'}", "criterion is {'nmae': 'random'}; expected a name"),
-        ("criterion = {name = 'random', sed = 1}", "criterion: the criterion 'random' takes"),
+        ("criterion = {name = 'random', sed = 1}", "criterion: the criterion 'random' is there as it is; it takes no options"),
         ("scope = 'layers'", "scope: no allocation called 'layers'; did you mean 'layer'?"),
         ("scope = {name = 'test-cli-each', kep = 3}",
          "prune.toml: scope: the allocation 'test-cli-each' does not take 'kep'; did you mean"),

@@ -16,7 +16,7 @@ from ltcore.nm_pattern import NM
 from ltcore.options import allocation_from, pattern_from, prunable_from
 from ltcore.parameters import ParamInfo, in_canonical_order
 from ltcore.patterns import Cut
-from ltcore.pruning import Pruning, check_goal, next_masks
+from ltcore.pruning import Pruning, check_goals, next_masks
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.selectors import resolve
@@ -506,7 +506,7 @@ def test_selectors_of_what_the_pattern_leaves_dense_ask_for_nothing(goal, scope)
         start = lt.Masks.ones({info.name: info.shape for info in infos})
         pruning = Pruning(magnitude, rule, goal(amounts), infos, shape)
         with pytest.warns(UserWarning, match="layers.3.weight.*an output layer"):
-            check_goal(pruning, start)
+            check_goals([pruning], start)
         known = {"weight": backend.read(model, structure, start)}
         subject = Subject(backend, model, structure)
         with pytest.warns(UserWarning, match="an output layer"):
