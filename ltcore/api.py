@@ -22,6 +22,7 @@ from ltcore.options import (
     schedule_from,
 )
 from ltcore.patterns import Pattern
+from ltcore.pruning import warn_if_beyond
 from ltcore.requests import prepare, to_sparsity
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.signals import Batches, Loss
@@ -107,6 +108,7 @@ def prune(
     earlier = dict(current.story) if current else {}
     (goal,) = request.goals
     chosen = request.pruned(model, goal, request.start)
+    warn_if_beyond(request.pruning(goal), request.start, chosen)
     hold = hold_model(model, driver, request.structure, chosen, existing="tighten")
     hold.story = {
         **request.story,

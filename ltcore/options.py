@@ -89,6 +89,8 @@ def pattern_from(given: Any) -> Pattern | None:
     """
     if given is None or given == "unstructured":
         return None
+    if isinstance(given, Mapping) and given.keys() == {"name"}:
+        given = given["name"]
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
     found, _ = _found("pattern", given)

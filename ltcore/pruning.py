@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Goal, Group, argument_of
+from ltcore.allocation import Allocation, Goal, Group, Sparsity, argument_of, pools
 from ltcore.arrays import Params
+from ltcore.asking import ask, asked, name_of
 from ltcore.counts import fraction
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import InvalidValueError
@@ -19,7 +20,7 @@ from ltcore.restoring import restoring
 from ltcore.scoring import Scores
 from ltcore.select import select, thinned
 from ltcore.selectors import matches, resolve
-from ltcore.signals import MEASUREMENTS, Subject, measure
+from ltcore.signals import MEASUREMENTS, Subject, check_flow, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def next_masks(
         CapabilityError: the backend cannot measure what it needs.
     """
     criterion = pruning.criterion
+    if "flow" in criterion.needs:
+        check_flow(subject, f"criterion {criterion.name!r}, by its signal 'flow',")
     structure = subject.structure
     before = current = Masks.adopt(in_canonical_order(masks, structure))
     pieces = _pieces(pruning)
@@ -99,7 +102,8 @@ def next_masks(
 def check_goals(prunings: Sequence[Pruning], masks: Masks) -> None:
     """Raise unless the goals of ``prunings`` can be shared over ``masks``, one after the other.
 
-    Warns of parameters that the pattern does not fit. The goals are played without scores: which
+    Warns of parameters that the pattern does not fit, and of an allocation that does not share
+    what is asked for. The goals are played without scores: which
     weights of a parameter go makes no difference to an allocation. What several parameters lose
     together is taken to fall on them evenly.
 
@@ -117,19 +121,31 @@ def check_goals(prunings: Sequence[Pruning], masks: Masks) -> None:
     pieces = _pieces(prunings[0])
     _warn_of_misfits(prunings[0])
     units = pieces.masks(masks) if pieces else masks
+    missed = ""
     for pruning in prunings:
         groups = _groups(pruning, pieces, units)
-        units = thinned(units, groups)
+        before, units = units, thinned(units, groups)
+        missed = missed or _missed(pruning, pieces, before, groups)
         if pieces and all(len(group.names) == 1 for group in groups):  # else scores decide
             pieces.check(units)
+    if missed:
+        warnings.warn(missed, stacklevel=4)
 
 
 def _groups(pruning: Pruning, pieces: Cut | None, units: Masks) -> tuple[Group, ...]:
+    goal, infos = _wanted(pruning, pieces, units)
+    return ask(pruning.allocation, goal, units, infos) if goal else ()
+
+
+def _wanted(
+    pruning: Pruning, pieces: Cut | None, units: Masks
+) -> tuple[Goal | None, Sequence[ParamInfo]]:
+    """Return what the allocation is asked for; no goal if the pattern fits nothing of it."""
     if pieces is None:
-        return tuple(pruning.allocation(pruning.goal, units, pruning.infos))
+        return pruning.goal, pruning.infos
     _check_suits(pruning.criterion, pieces, units)
     goal = _goal_of_fitting(pruning.goal, pruning.infos, pieces)
-    return tuple(pruning.allocation(goal, units, pieces.unit_infos(units))) if goal else ()
+    return goal, pieces.unit_infos(units)
 
 
 def _goal_of_fitting(goal: Goal, infos: Sequence[ParamInfo], pieces: Cut) -> Goal | None:
@@ -213,6 +229,50 @@ def _due(group: Group, start: Masks, now: Masks, share: float) -> int:
         return kept - goal
     due = before * (goal / before) ** share if goal else before * (1 - share)
     return max(kept - max(round(due), goal), 0)
+
+
+def warn_if_beyond(pruning: Pruning, before: Masks, after: Masks) -> None:
+    """Warn if nothing went because more is gone already than the goal asks for.
+
+    For a single pruning: rounds may pass there on their way.
+    """
+    if not isinstance(pruning.goal, Sparsity) or after != before:
+        return
+    pieces = _pieces(pruning)
+    units = pieces.masks(before) if pieces else before
+    whole = Masks.ones({name: mask.shape for name, mask in units.items()})
+    goal, infos = _wanted(pruning, pieces, units)
+    for pool in pools(goal, whole, infos) if goal else ():
+        counts = [units.counts[name] for name in pool.names]
+        total = sum(total for _, total in counts)
+        gone = total - sum(kept for kept, _ in counts)
+        if gone > pool.remove + len(pool.names):
+            warnings.warn(
+                f"nothing is pruned: {gone} of {total} {_things(pieces)} are gone already, and "
+                f"the sparsity asks for {pool.remove}; it counts all of them, also what went "
+                "before",
+                stacklevel=3,
+            )
+            return
+
+
+def _missed(pruning: Pruning, pieces: Cut | None, units: Masks, groups: Sequence[Group]) -> str:
+    """Return how the allocation misses what the goal asks for; empty if it does not."""
+    goal, infos = _wanted(pruning, pieces, units)
+    if goal is None:
+        return ""
+    wanted = asked(goal, units, infos)
+    removed = sum(group.remove for group in groups)
+    if wanted.least <= removed <= wanted.most:
+        return ""
+    return (
+        f"allocation {name_of(pruning.allocation)!r} removes {removed} of {units.kept} "
+        f"{_things(pieces)} where the goal asks for {wanted.weights}"
+    )
+
+
+def _things(pieces: Cut | None) -> str:
+    return "units" if pieces else "weights"
 
 
 def _warn_if_emptied(masks: Masks) -> None:

@@ -91,6 +91,10 @@ class Request:
         """Return the model's values of the parameters in ``names``."""
         return self.backend.read(model, self.structure, names)
 
+    def pruning(self, goal: Goal) -> Pruning:
+        """Return the pruning to ``goal``."""
+        return Pruning(self.criterion, self.allocation, goal, self.infos, self.pattern)
+
     def pruned(
         self, model: Any, goal: Goal, masks: Masks, index: int = 0, **signals: Params
     ) -> Masks:
@@ -103,9 +107,9 @@ class Request:
             index: the round or the number of updates, for random numbers.
             signals: what is known besides the weights of now.
         """
-        pruning = Pruning(self.criterion, self.allocation, goal, self.infos, self.pattern)
         known = {"weight": self.read(model, masks), **signals}
-        return next_masks(pruning, masks, known, self.subject(model), generator(self.seed, index))
+        rng = generator(self.seed, index)
+        return next_masks(self.pruning(goal), masks, known, self.subject(model), rng)
 
     def traced(self, model: Any, first_input: Any) -> "Request":
         """Return the request with the graph that ``first_input`` shows, if it was not known.

@@ -12,6 +12,7 @@ from ltcore import rewind_draws
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
 from ltcore.errors import CapabilityError, InvalidValueError, NonFiniteError
+from ltcore.feeds import Batches, Loss, checked_loss, pairs
 from ltcore.holds import Hold, check_free, hold_model
 from ltcore.masks import Masks
 from ltcore.options import prunable_from
@@ -19,7 +20,7 @@ from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.restoring import restoring
 from ltcore.rewind_points import check_step
 from ltcore.seeds import SAMPLES, check_seed, generator
-from ltcore.signals import Batches, Loss, check_rereadable
+from ltcore.signals import check_rereadable
 from ltcore.ticket import resolve_backend
 
 
@@ -154,6 +155,7 @@ def find_supermask(
     driver = resolve_backend(model, backend)
     steps, seed = _check(steps, lr, momentum), check_seed(seed)
     check_rereadable(batches, "one reading")
+    checked = checked_loss(loss)
     if "gradients" not in driver.capabilities:
         raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
     check_free(driver, model, "error")
@@ -168,7 +170,7 @@ def find_supermask(
             masks = _sampled(scores, structure, rng)
             effective = _effective(frozen, masks, dynamic_scale)
             driver.write(model, structure, effective)
-            gradients = driver.gradients(model, structure, [batch], loss)
+            gradients = driver.gradients(model, structure, [batch], checked)
             _check_finite({name: gradients[name] for name in frozen}, step)
             scales = _scales(masks) if dynamic_scale else dict.fromkeys(masks, 1.0)
             for name, weight in frozen.items():
@@ -210,12 +212,7 @@ def _frozen(weights: Mapping[str, Array], *, signed: bool) -> Params:
 
 def _in_turn(batches: Batches) -> Iterator[Any]:
     while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
+        yield from pairs(batches)
 
 
 def _sampled(scores: Params, structure: Structure, rng: np.random.Generator) -> Masks:

@@ -5,14 +5,16 @@ from math import prod
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
+from ltcore.asking import ask, asked
 from ltcore.counts import fraction, shared
 from ltcore.discovery import registry
-from ltcore.errors import InvalidValueError
+from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.guards import Floor, KeepDense
 from ltcore.options import allocation_from
 from ltcore.parameters import ParamInfo
@@ -524,3 +526,125 @@ def test_keep_dense_under_a_rate_runs_out_as_its_page_says():
         KeepDense(first=0)(Sparsity({"*": 0.8, "p2": 0.5}), whole(infos), infos)
     sparse = KeepDense(first=0)(Sparsity({"*": 0.5, "p2": 0}), whole(infos), infos)
     assert sum(group.remove for group in sparse) == 38
+
+
+def test_the_suite_knows_what_a_goal_means():
+    def nothing(goal, masks, infos):
+        return []
+
+    def always_some(goal, masks, infos):
+        return [Group(tuple(masks), 20)]
+
+    def sparsity_as_rate(goal, masks, infos):
+        return by_layer(Rate(goal.amounts), masks, infos)
+
+    def told(allocation, test, *args):
+        members = {"allocation": staticmethod(allocation), "honours_goal": True}
+        broken = type("Suite", (AllocationConformance,), members)
+        with pytest.raises(AssertionError) as caught:
+            getattr(broken(), test)(*args)
+        on_purpose = type("Suite", (broken,), {"honours_goal": False})
+        getattr(on_purpose(), test)(*args)
+        return str(caught.value)
+
+    assert "0 are removed" in told(nothing, "test_the_goal_is_honoured", Sparsity(0.8), {})
+    assert "removes nothing, not 20" in told(always_some, "test_nothing_goes_at_zero", {})
+    same = "test_a_rate_is_of_the_rest_and_a_sparsity_of_all"
+    assert "a sparsity of all weights" in told(sparsity_as_rate, same)
+
+
+# ---- a pruning says where its goal is missed
+
+
+def two_layers():
+    return torch.nn.Sequential(torch.nn.Linear(25, 20), torch.nn.Linear(20, 12, bias=False))
+
+
+def half_of_each(goal, masks, infos):
+    return [Group((name,), masks.counts[name][0] // 2) for name in masks]
+
+
+@pytest.mark.parametrize(
+    ("scope", "removed"),
+    [(half_of_each, 370), (lambda goal, masks, infos: [], 0)],
+    ids=["half", "nothing"],
+)
+def test_a_pruning_warns_of_a_goal_that_is_missed(scope, removed):
+    with pytest.warns(
+        UserWarning, match=f"removes {removed} of 740 weights where.* for 666"
+    ) as all_:
+        lt.prune(two_layers(), 0.9, scope=scope)
+    assert len(all_) == 1
+    assert scope.__name__ in str(all_[0].message)
+    assert all_[0].filename == __file__
+
+
+def test_a_pattern_counts_its_units():
+    with pytest.warns(UserWarning, match="removes 10 of 20 units where the goal asks for 18"):
+        lt.prune(two_layers(), 0.9, scope=half_of_each, pattern="channel", prunable="0.weight")
+
+
+@pytest.mark.parametrize("allocation", ALL)
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.differing_executors])
+def test_no_allocation_of_ours_misses_a_goal(allocation, data):
+    infos = infos_of(data.draw(shapes))
+    masks = whole(infos)
+    amounts = st.integers(0, 99).map(lambda percent: Fraction(percent, 100))
+    goals = st.lists(st.builds(data.draw(st.sampled_from([Rate, Sparsity])), amounts), max_size=3)
+    for goal in [*data.draw(goals), Sparsity(Fraction(1, 2))]:
+        try:
+            groups = ask(allocation, goal, masks, infos)
+        except InvalidValueError:
+            return
+        wanted = asked(goal, masks, infos)
+        assert wanted.least <= sum(group.remove for group in groups) <= wanted.most
+        rng = np.random.default_rng(0)
+        masks = select(
+            ArrayScores({n: rng.random(m.shape) for n, m in masks.items()}), masks, groups
+        )
+
+
+@pytest.mark.parametrize("found", [None, {"0.weight": 3}, [("0.weight", 3)], 7])
+def test_what_is_no_group_is_refused(found):
+    def broken(goal, masks, infos):
+        return found
+
+    with pytest.raises(InvalidValueError, match="allocation 'broken' returned .*list of"):
+        lt.prune(two_layers(), 0.9, scope=broken)
+
+
+def test_an_allocation_of_other_arguments_is_refused_and_its_own_errors_are_its_own():
+    with pytest.raises(
+        InvalidValueError, match=r"'two' cannot be called as .*\(goal, masks, infos"
+    ):
+        lt.prune(two_layers(), 0.9, scope=two)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        lt.prune(two_layers(), 0.9, scope=lambda goal, masks, infos: 1 + None)
+
+
+def two(goal, masks):
+    return []
+
+
+@pytest.mark.parametrize("amounts", [0.5, {"0.*": 0.5}])
+def test_a_sparsity_below_what_is_gone_is_told(amounts):
+    model = two_layers()
+    lt.prune(model, 0.9, scope="layer")
+    with pytest.warns(UserWarning, match=r"nothing is pruned: \d+ of \d+ weights are gone") as all_:
+        lt.prune(model, amounts)
+    assert all_[0].filename == __file__
+    before = lt.held(model).masks
+    lt.prune(model, 0.9)
+    assert lt.held(model).masks == before
+
+
+@pytest.mark.parametrize(
+    "given", [{"prunable": [0]}, {"prunable": [["0.weight"]]}, {"prunable": [torch.nn.ReLU()]},
+              {"sparsity": {0: 0.5}}]
+)  # fmt: skip
+def test_a_selector_is_text(given):
+    with pytest.raises(
+        SelectorError, match=f"{next(iter(given))}: .* is no selector; expected text"
+    ):
+        lt.prune(two_layers(), **{"sparsity": 0.5, **given})

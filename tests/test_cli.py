@@ -505,7 +505,7 @@ def test_plugins_answers_an_unknown_name_with_the_closest(name: str, meant: str)
     assert f"nothing is called {name!r}; did you mean {meant!r}?" in refused.err
 
 
-WHO = "a search, gradual pruning or early bird"
+WHO = "a search, prune_gradually or early_bird"
 
 
 def test_plugins_knows_what_a_file_registers(

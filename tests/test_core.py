@@ -1,5 +1,6 @@
 """Counts, selectors, masks, allocations, schedules: the arithmetic under everything."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_removed_by_sparsity_reaches_the_goal_and_never_undoes(total, data):
 def test_fractions_out_of_range_name_the_argument_and_value(bad):
     with pytest.raises(InvalidValueError, match="sparsity is .*including 1"):
         fraction(bad, "sparsity")
+
+
+@pytest.mark.parametrize(
+    ("percent", "hint"),
+    [(90, "; did you mean 0.9?"), (12.5, "; did you mean 0.125?"), (1, ""), (100, ""), (-5, "")],
+)
+def test_percents_are_answered_with_the_fraction(percent, hint):
+    with pytest.raises(InvalidValueError, match=f"{re.escape(f'(0.2 removes 20 %){hint}')}$"):
+        fraction(percent, "sparsity")
 
 
 def test_the_published_density_series_of_lenet():

@@ -449,7 +449,7 @@ def test_what_is_missing_is_named(side, name, missing):
 @pytest.mark.parametrize("side", [SIDES["numpy"], SIDES["torch"]])  # Keras models know inputs
 def test_synflow_without_an_example_says_so(side):
     _, model, _, _ = network(side)
-    with pytest.raises(InvalidValueError, match="'flow' needs to know.*give example="):
+    with pytest.raises(InvalidValueError, match="'synflow'.*'flow', needs to know.*give example="):
         lt.prune(model, 0.5, criterion="synflow")
 
 

@@ -404,11 +404,9 @@ def test_a_layer_serves_one_keeper_at_a_time(relation, claim):
     masks = half(model)
     hold = lt.hold(model, masks)
     before = weights(second)
+    structure, others = structure_of(second), half(second, 1)
     with pytest.raises(CapabilityError, match=r"layer '.*first' is held or watched already"):
-        if claim == "hold":
-            lt.hold(second, half(second, 1))
-        else:
-            BACKEND.watch(second, structure_of(second), [1])
+        _ = lt.hold(second, others) if claim == "hold" else BACKEND.watch(second, structure, [1])
     assert lt.held(second) is None or relation != "sibling"
     for name, value in weights(second).items():
         np.testing.assert_array_equal(value, before[name])

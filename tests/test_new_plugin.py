@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from ltcore.cli import _app, new_plugin
 from ltcore.discovery import KINDS, registry
+from ltcore.options import taken
 
 WRITTEN = ("criterion", "rewind-policy", "schedule", "allocation", "pattern")
 
@@ -62,6 +64,16 @@ def test_what_it_writes_is_clean(kind: str, tmp_path: Path) -> None:
             cwd=tmp_path / "ltcore-my-own-rule", capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_a_policy_declares_is_no_option_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("rewind-policy", "my-own-rule", "--into", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "ltcore-my-own-rule" / "src")
+    policy = import_module("ltcore_my_own_rule.rewind_policy").MyOwnRule
+    assert taken(policy) == ["share: float = 0.5"]
+    assert (policy().snapshots, policy().resume_step) == ((0,), 0)
 
 
 def test_json_says_what_was_written(tmp_path: Path) -> None:

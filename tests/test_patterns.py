@@ -16,7 +16,7 @@ from ltcore.nm_pattern import NM
 from ltcore.options import allocation_from, pattern_from, prunable_from
 from ltcore.parameters import ParamInfo, in_canonical_order
 from ltcore.patterns import Cut
-from ltcore.pruning import Pruning, check_goal, next_masks
+from ltcore.pruning import Pruning, check_goals, next_masks
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.selectors import resolve
@@ -410,7 +410,7 @@ def test_both_frameworks_get_the_same_masks_and_keep_them(twins, pattern, scope)
 
 def test_2_4_needs_no_sparsity_and_holds_along_the_canonical_inputs(twins):
     model = twins.model
-    with lt.prune(model, pattern="2:4") as hold:
+    with lt.prune(model, pattern={"name": "2:4"}) as hold:
         assert hold.masks.sparsity == 0.5
         for i in (0, 2, 5, 7):
             mask = hold.masks[f"{i}.weight"]
@@ -506,7 +506,7 @@ def test_selectors_of_what_the_pattern_leaves_dense_ask_for_nothing(goal, scope)
         start = lt.Masks.ones({info.name: info.shape for info in infos})
         pruning = Pruning(magnitude, rule, goal(amounts), infos, shape)
         with pytest.warns(UserWarning, match="layers.3.weight.*an output layer"):
-            check_goal(pruning, start)
+            check_goals([pruning], start)
         known = {"weight": backend.read(model, structure, start)}
         subject = Subject(backend, model, structure)
         with pytest.warns(UserWarning, match="an output layer"):

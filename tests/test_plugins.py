@@ -277,6 +277,7 @@ def kept(model, **options):
     return [count for count, _ in hold.masks.counts.values()]
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
 def test_an_allocation_may_be_a_function_a_class_or_an_object():
     lt.register("allocation", "test-function", each_way)
     lt.register("allocation", "test-class", EachWay)
@@ -334,6 +335,7 @@ def test_a_criterion_may_be_a_function_a_class_or_an_object():
     assert highest == same != lowest == object_
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
 def test_a_function_of_any_kind_may_make_the_thing_with_and_without_options():
     def thing(param):
         return param.weight
@@ -425,7 +427,9 @@ def test_a_name_that_nobody_could_type_is_refused(name):
         lt.register("schedule", name, lt.OneShot(0.5))
 
 
-@pytest.mark.parametrize("kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"])
+@pytest.mark.parametrize(
+    "kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"]
+)
 def test_what_can_be_no_such_thing_is_refused_when_it_is_registered(kind):
     with pytest.raises(InvalidValueError, match=f"the {kind} 'test-thing' is .*, which has no"):
         lt.register(kind, "test-thing", object())

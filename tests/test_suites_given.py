@@ -97,12 +97,12 @@ def test_objects_are_what_they_are():
 
 
 def test_an_allocation_that_returns_no_groups_is_told_so():
+    pairs = suite("allocation", lambda goal, masks, infos: [("conv1.weight", 3)])
     with pytest.raises(AssertionError, match=r"returns ltcore\.Group, not \('conv1\.weight', 3\)"):
-        made = suite("allocation", lambda goal, masks, infos: [("conv1.weight", 3)])
-        made.test_counts_can_be_removed(lt.Rate(0.2), {})
+        pairs.test_counts_can_be_removed(lt.Rate(0.2), {})
+    unknown = suite("allocation", lambda goal, masks, infos: [lt.Group(("nothing",), 1)])
     with pytest.raises(AssertionError, match=r"that have a mask, not \['nothing'\]"):
-        made = suite("allocation", lambda goal, masks, infos: [lt.Group(("nothing",), 1)])
-        made.test_counts_can_be_removed(lt.Rate(0.2), {})
+        unknown.test_counts_can_be_removed(lt.Rate(0.2), {})
 
 
 def test_a_policy_that_returns_nothing_is_told_so():

@@ -11,7 +11,7 @@ from ltcore.plugins import load_offer, missing_requirements
 from ltcore.signals import MEASUREMENTS
 
 _KNOWN_TO = {
-    "initial": "a search, gradual pruning or early bird",
+    "initial": "a search, prune_gradually or early_bird",
     "rewind": "a search",
 }
 """Who has the signals that nobody can be asked for."""

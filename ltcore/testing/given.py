@@ -53,9 +53,9 @@ def check_given(suite: Any) -> None:
     try:
         suite.rule()
     except LtcoreError as error:
-        from pytest import Collector
+        import pytest  # it calls this, so it is there
 
-        raise Collector.CollectError(f"error: {error}") from None
+        raise pytest.Collector.CollectError(f"error: {error}") from None
 
 
 def _instance(where: str, found: type) -> Any:

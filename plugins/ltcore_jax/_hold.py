@@ -4,9 +4,9 @@ What cannot be reached is a step that does not know of the hold: a loop without 
 arrays that were taken out of the model (``nnx.split``, ``nnx.cached_partial``) before the hold,
 and a step that was compiled ahead of time. ``Hold.check()`` tells.
 
-What `nnx.clone` makes of a held model has a copy of its marks: free in plain Python, held and counted
-inside a compiled step, and another tree than an unmarked model to `jax.tree.map`. Averages of weights
-go over `nnx.state`, which has no marks. `copy.deepcopy` and `pickle` make plain models.
+What `nnx.clone` makes of a held model has a copy of its marks: free in plain Python, held and
+counted inside a compiled step, and another tree than an unmarked model to `jax.tree.map`. Averages
+of weights go over `nnx.state`, which has no marks. `copy.deepcopy` and `pickle` make plain models.
 """
 
 import weakref
