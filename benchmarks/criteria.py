@@ -16,11 +16,11 @@ from shapes import resnet50_shapes
 
 from ltcore.allocation import Sparsity, by_global
 from ltcore.arrays import Array
+from ltcore.discovery import registry
 from ltcore.judging import score
 from ltcore.masks import Masks
 from ltcore.options import criterion_from
 from ltcore.parameters import ParamInfo
-from ltcore.plugins import registry
 from ltcore.pruning import Pruning, next_masks
 from ltcore.select import select
 from ltcore.signals import MEASUREMENTS, Subject
@@ -33,7 +33,7 @@ Weights = dict[str, Array]
 
 def rules() -> dict[str, object]:
     """Every criterion that is registered, SynFlow in one pass, wrappers around magnitude."""
-    named: dict[str, object] = {name: name for name in registry().offers["criteria"]}
+    named: dict[str, object] = {name: name for name in registry().offers["criterion"]}
     named |= {name: {"name": name, "criterion": "magnitude"} for name in AROUND}
     return named | {"synflow": {"name": "synflow", "passes": 1}}
 

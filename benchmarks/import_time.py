@@ -16,7 +16,7 @@ CASES = {
     "numpy, pluggy": "import numpy, pluggy",
     "ltcore": "import ltcore",
     "ltcore, every name used": "import ltcore; [getattr(ltcore, n) for n in ltcore.__all__]",
-    "ltcore, plugins found": "import ltcore; from ltcore.plugins import registry; registry()",
+    "ltcore, plugins found": "import ltcore; from ltcore.discovery import registry; registry()",
     "numpy, pluggy (A/A)": "import numpy, pluggy",
 }
 TIMED = """

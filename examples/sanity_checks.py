@@ -49,9 +49,9 @@ def network(seed: int) -> nn.Module:
     """Return a small convolutional network."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(16 * 49, 64), nn.ReLU(), nn.Linear(64, 10),
     )  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def main() -> None:
     """Print one line for each criterion."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's four files")
-    parser.add_argument("--sparsity", type=float, default=0.98)
-    parser.add_argument("--steps", type=int, default=2000, help="updates of each training")
+    parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument("--steps", type=int, default=1000, help="updates of each training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--criteria", nargs="*", default=[*AT_START, "magnitude after training"])
     options = parser.parse_args()

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from ltcore.masks import Masks
     from ltcore.parameters import Interface, ParamInfo, Role, Site, Structure
     from ltcore.patterns import Pattern
-    from ltcore.plugins import criterion
+    from ltcore.registering import criterion, register
     from ltcore.rewind_draws import LayerConstant, RandomReinit, Resample, RewindNoise
     from ltcore.rewind_points import KeepTrained, LearningRateRewind, ToStep
     from ltcore.rewinding import RewindContext, RewindPolicy
     from ltcore.schedules import ConstantRate, OneShot, Polynomial, Schedule, ToSparsity
     from ltcore.search import Round
-    from ltcore.sparse_training import SET, RigL, SparseMethod, SparseTraining, train_sparse
+    from ltcore.sparse_methods import SET, RigL, SparseMethod
+    from ltcore.sparse_training import SparseTraining, train_sparse
     from ltcore.supermask import Supermask, find_supermask
     from ltcore.ticket import Ticket
 
@@ -70,14 +71,14 @@ _HOMES = {
     "RewindContext": "rewinding",
     "RewindNoise": "rewind_draws",
     "RewindPolicy": "rewinding",
-    "RigL": "sparse_training",
+    "RigL": "sparse_methods",
     "Role": "parameters",
     "Round": "search",
-    "SET": "sparse_training",
+    "SET": "sparse_methods",
     "Schedule": "schedules",
     "Search": "api",
     "Site": "parameters",
-    "SparseMethod": "sparse_training",
+    "SparseMethod": "sparse_methods",
     "SparseTraining": "sparse_training",
     "Sparsity": "allocation",
     "Spec": "hookspecs",
@@ -86,7 +87,7 @@ _HOMES = {
     "Ticket": "ticket",
     "ToSparsity": "schedules",
     "ToStep": "rewind_points",
-    "criterion": "plugins",
+    "criterion": "registering",
     "early_bird": "earlybird",
     "find_supermask": "supermask",
     "find_ticket": "api",
@@ -102,6 +103,7 @@ _HOMES = {
     "load_mapping": "mappingfile",
     "prune": "api",
     "prune_gradually": "gradual",
+    "register": "registering",
     "save_mapping": "mappingfile",
     "to_checkpoint": "convert",
     "train_sparse": "sparse_training",
@@ -168,6 +170,7 @@ __all__ = [
     "load_mapping",
     "prune",
     "prune_gradually",
+    "register",
     "save_mapping",
     "to_checkpoint",
     "train_sparse",

@@ -17,6 +17,7 @@ from ltcore.options import (
     AnySchedule,
     Named,
     allocation_from,
+    choices_of,
     criterion_from,
     pattern_from,
     plain,
@@ -24,7 +25,7 @@ from ltcore.options import (
     prunable_from,
     schedule_from,
 )
-from ltcore.patterns import Pattern
+from ltcore.patterns import Pattern, check_reach
 from ltcore.pruning import Pruning, next_masks
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
 from ltcore.seeds import generator
@@ -74,8 +75,9 @@ def prune(
             needed with a pattern that says it, such as ``"2:4"``.
         criterion: what makes a weight important; higher score = keep. Here as in the next two: a
             name, ``{"name": ..., option: value}``, or the thing itself.
-        scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
-        pattern: the shape of sparsity: ``"unstructured"``, ``"2:4"``, ``"block"``, ``"channel"``.
+        scope: what competes with what: ``"global"``, ``"layer"``, ``"erk"``, ...
+        pattern: the shape of sparsity: ``"unstructured"``, ``"2:4"``, ``"block"``, ``"channel"``,
+            ...; ``sparsity`` counts its units.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -97,6 +99,7 @@ def prune(
     infos = prunable_from(structure, prunable)
     current = held_by(driver, model)
     earlier = current.masks if current else {}
+    earlier_story = dict(current.story) if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
     shape = pattern_from(pattern)
@@ -112,14 +115,23 @@ def prune(
         rereadable(subject, pruning.criterion),
         generator(seed),
     )
-    return hold_model(model, driver, structure, chosen, existing="tighten")
+    hold = hold_model(model, driver, structure, chosen, existing="tighten")
+    hold.story = {
+        **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),
+        "goal": {"sparsity": plain(pruning.goal.amounts)},
+        "seed": seed,
+        **({"earlier": earlier_story} if earlier_story else {}),
+    }
+    return hold
 
 
 def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
     wanted = sparsity if sparsity is not None or pattern is None else pattern.sparsity
     if wanted is None:
         raise InvalidValueError("sparsity is missing; 0.9 removes 90 % of the weights")
-    return Sparsity(wanted)
+    goal = Sparsity(wanted)
+    check_reach(pattern, [goal])
+    return goal
 
 
 def hold(
@@ -220,8 +232,8 @@ def iter_rounds(
             `ltcore.RewindContext`.
         evaluate: returns a number or ``{metric: number}`` for the trained model.
         criterion: what makes a weight important; higher score = keep.
-        scope: what competes with what: ``"global"``, ``"layer"``, or an allocation.
-        pattern: the shape of sparsity, as in `prune`.
+        scope: what competes with what, as in `prune`.
+        pattern: the shape of sparsity, as in `prune`; ``rate`` and ``sparsity`` count its units.
         prunable: selectors of the parameters to prune; kernels of dense and conv layers if None.
         batches: pairs (inputs, targets), for criteria that need gradients.
         loss: function of (outputs, targets), for criteria that need gradients.
@@ -247,20 +259,25 @@ def iter_rounds(
     check_measurable(Subject(driver, model, structure, batches, loss), rule)
     if shape and shape.sparsity is not None and rate is None and schedule is None:
         sparsity = shape.sparsity if sparsity is None else sparsity
+    steps = schedule_from(schedule, rounds, rate, sparsity)
+    check_reach(shape, (steps.goal(index) for index in range(1, steps.rounds + 1)))
     plan = Plan(
         model=model,
         backend=driver,
         infos=prunable_from(structure, prunable),
-        schedule=schedule_from(schedule, rounds, rate, sparsity),
+        schedule=steps,
         criterion=rule,
         allocation=allocation_from(scope),
         pattern=shape,
         policy=policy,
-        choices={
-            "criterion": plain(criterion),
-            "scope": plain(scope),
-            "pattern": plain(pattern),
-        },
+        choices=choices_of(
+            driver,
+            criterion=criterion,
+            scope=scope,
+            pattern=pattern,
+            rewind_to=rewind_to,
+            schedule=schedule,
+        ),
         seed=seed,
         train=train,
         evaluate=evaluate,

@@ -62,6 +62,30 @@ def from_checkpoint(
     return _ticket(driver, model, structure, found, prunable)
 
 
+def load_weights(
+    model: Any, source: AnyPath, *, example: Any = None, backend: str | Backend | None = None
+) -> Masks:
+    """Write a checkpoint, dense or sparse, into ``model``; return the masks that it stores.
+
+    Args:
+        model: of the checkpoint's architecture, built.
+        source: a file, as in `from_checkpoint`.
+        example: one input batch, for a model that is not built yet.
+        backend: a backend or its name, where it shall not be found from the model.
+
+    Raises:
+        CheckpointError: the file cannot be read, or not without trusting it.
+        MatchError: it is for another model; lists missing, unexpected and mismatched names.
+    """
+    driver = _able(resolve_backend(model, backend))
+    structure = driver.describe(model, example)
+    found = driver.load_checkpoint(model, structure, _checkpoint_file(source))
+    masks = Masks(found.masks)
+    with restoring(driver, model, structure):
+        driver.write(model, structure, masks.apply(found.params))
+    return masks
+
+
 def from_pruned(model: Any, *, example: Any = None, backend: str | Backend | None = None) -> Ticket:
     """Return a ticket of a model that is under its framework's own pruning.
 

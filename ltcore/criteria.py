@@ -4,7 +4,6 @@ Higher = keep. A criterion sees one parameter at a time, as numpy arrays in cano
 knows no framework. A bare function over `Param` is a criterion.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -169,7 +168,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
     Raises:
         InvalidValueError: it is none of these.
     """
-    made = _instance(given, name) if isinstance(given, type) else given
+    made = given() if isinstance(given, type) else given
     if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
         found: Criterion = made
         check_declared(found)
@@ -180,17 +179,6 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         f"criterion is {given!r}; expected a name, a function of a Param, or an object with name, "
         "needs, elementwise and score(param)"
     )
-
-
-def _instance(given: type, name: str) -> Any:
-    try:
-        inspect.signature(given).bind()
-    except TypeError as error:
-        raise InvalidValueError(
-            f"criterion {name or given.__name__!r}: {error}; it takes "
-            f"{inspect.signature(given)}, as {{'name': ..., option: value}}"
-        ) from None
-    return given()
 
 
 def check_declared(criterion: Criterion) -> None:

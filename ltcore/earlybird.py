@@ -17,6 +17,7 @@ from ltcore.options import (
     AnyPolicy,
     Named,
     allocation_from,
+    choices_of,
     criterion_from,
     pattern_from,
     plain,
@@ -25,7 +26,7 @@ from ltcore.options import (
 )
 from ltcore.pacing import Beats, Pacer
 from ltcore.parameters import ParamInfo, Structure
-from ltcore.patterns import Pattern
+from ltcore.patterns import Pattern, check_reach
 from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.resetting import Start, start_params
 from ltcore.rewinding import RewindPolicy
@@ -226,6 +227,7 @@ def early_bird(
     earlier = current.masks if current else {}
     whole = Masks.ones({info.name: info.shape for info in infos})
     pruning = Pruning(rule, allocation_from(scope), Sparsity(sparsity), infos, shape)
+    check_reach(shape, [pruning.goal])
     check_goal(pruning, whole)
     return EarlyBird(
         subject,
@@ -236,11 +238,13 @@ def early_bird(
         threshold=threshold,
         policy=policy_from(rewind_to),
         choices={
-            "criterion": plain(criterion), "scope": plain(scope), "pattern": plain(pattern),
+            **choices_of(
+                driver, criterion=criterion, scope=scope, pattern=pattern, rewind_to=rewind_to
+            ),
             "goal": {"sparsity": plain(sparsity)},
         },
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def _check_window(window: int, threshold: float) -> None:

@@ -18,12 +18,14 @@ from ltcore.options import (
     AnyCriterion,
     Named,
     allocation_from,
+    choices_of,
     criterion_from,
     pattern_from,
+    plain,
     prunable_from,
 )
 from ltcore.pacing import Beats, MaskPacer, check_unpaced
-from ltcore.patterns import Pattern
+from ltcore.patterns import Pattern, check_reach
 from ltcore.pruning import Pruning, check_goal, next_masks
 from ltcore.rewind_points import check_step
 from ltcore.seeds import generator
@@ -87,10 +89,12 @@ class GradualPruning(MaskPacer):
         pruning: Pruning,
         subject: Subject,
         initial: Params | None,
+        story: Mapping[str, Any],
         seed: int,
     ) -> None:
         self.history: list[tuple[int, int, int]] = []
-        self._ramp, self._pruning, self._seed = ramp, pruning, seed
+        self._ramp, self._pruning = ramp, pruning
+        self._story, self._seed = story, seed
         self._batches, self._loss, self._initial = subject.batches, subject.loss, initial
         super().__init__(subject.backend, subject.model, subject.structure, beats, hold)
 
@@ -120,6 +124,7 @@ class GradualPruning(MaskPacer):
         pruning = replace(self._pruning, goal=self._ramp.goal(step))
         chosen = next_masks(pruning, masks, known, subject, generator(self._seed, step))
         self.hold.update(Masks.adopt({name: chosen.get(name, held[name]) for name in held}))
+        self.hold.story = {**self._story, "goal": {"sparsity": plain(pruning.goal.amounts)}}
         self.history.append((step, chosen.kept, chosen.total))
 
     def _warn_if_unfinished(self) -> None:
@@ -208,6 +213,7 @@ def prune_gradually(
     check_step(end, "end", least=begin + 1)
     beats = Beats(every, begin, end)
     steps = _ramp(sparsity, initial, beats, ramp)
+    check_reach(shape, [steps.goal(end)])
     infos = prunable_from(structure, prunable)
     subject = Subject(driver, model, structure, batches, loss)
     check_measurable(subject, rule)
@@ -217,10 +223,18 @@ def prune_gradually(
     everything = Masks.ones({info.name: info.shape for info in infos})
     pruning = Pruning(rule, allocation_from(scope), steps.goal(end), infos, shape)
     check_goal(pruning, everything)
+    story = {
+        **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),
+        "gradual": {
+            "begin": begin, "end": end, "every": every, "ramp": plain(ramp),
+            "initial": float(initial), "sparsity": plain(sparsity),
+        },
+        "seed": seed,
+    }  # fmt: skip
     earlier = held_by(driver, model)
     hold = hold_model(model, driver, structure, everything, existing="tighten")
     try:
-        made = GradualPruning(hold, beats, steps, pruning, subject, start, seed)
+        made = GradualPruning(hold, beats, steps, pruning, subject, start, story, seed)
         made.update()
     except BaseException:
         if earlier is None:

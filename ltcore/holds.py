@@ -5,7 +5,7 @@ A hold lives as long as its model, whether or not anyone keeps the handle.
 
 import math
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -33,12 +33,15 @@ class Hold:
         masks: what is kept, by portable name.
         structure: the model as ltcore sees it.
         backend: the backend that drives the model.
+        story: plain data on how the masks were chosen, for a ticket's provenance; empty where
+            that is not known, as after `update`.
     """
 
     def __init__(self, model: Any, backend: Backend, structure: Structure, masks: Masks) -> None:
         self.backend = backend
         self.structure = structure
         self.masks = masks
+        self.story: Mapping[str, Any] = {}
         # A wrapper (compile, DDP) may go while the module it wraps stays.
         self._model = weakref.ref(backend.root(model))
         self._handle = backend.hold(model, structure, masks)
@@ -74,6 +77,7 @@ class Hold:
         masks.check_shapes({name: mask.shape for name, mask in self.masks.items()}, "the hold")
         self._handle.update(masks)
         self.masks = masks
+        self.story = {}
 
     def rebind(self, model: Any, structure: Structure, masks: Masks) -> None:
         """Hold other parameters of the same model: one model, one hold, handles stay good."""
@@ -86,6 +90,7 @@ class Hold:
             raise
         self.structure = structure
         self.masks = masks
+        self.story = {}
 
     def enforce(self) -> None:
         """Zero every pruned weight now, for weights that were loaded or written by hand."""

@@ -116,7 +116,8 @@ def scores_of(criterion: Criterion, param: Param) -> Array:
 
 def told(criterion: Criterion) -> str:
     """Return what error messages call a criterion: its name, whose it is, and what is inside."""
-    origin, inner = origin_of("criteria", criterion), getattr(criterion, "criterion", None)
+    origin = origin_of("criterion", criterion)
+    inner: Any = getattr(criterion, "criterion", None)
     whose = f" of {origin}" if origin else ""
     around = f" around {told(inner)}" if hasattr(inner, "score") else ""
     return f"criterion {criterion.name!r}{whose}{around}"

@@ -1,6 +1,7 @@
 """The pattern n:m: of every m weights that follow each other, n stay."""
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -68,43 +69,46 @@ class NM:
         groups still get to n:m.
         """
         gone = ~self._groups(mask, info)
-        counted = gone & (np.cumsum(gone, axis=-1) <= self.m - self.n)
-        return self._whole(~counted, info)
+        gone &= np.cumsum(gone, axis=0, dtype=np.int8) <= self.m - self.n
+        return self._whole(~gone, info)
 
     def pool(self, scores: Array, mask: Array, info: ParamInfo) -> Array:
         """Return each weight's rank in its group, float64; equal ranks are told by their scores.
 
         Removed units rank lowest, so a group that has lost ``m - n`` has none left to lose.
         """
-        kept = self._groups(self.units(mask, info), info)
-        keys = _ordered(np.where(mask, scores, 0))
-        keys = np.where(kept, self._groups(keys, info), np.iinfo(np.int64).min)
-        ranks = np.zeros(keys.shape, np.int64)
-        for i in range(self.m):
-            for j in range(i + 1, self.m):  # of equal weights the later ranks lower
-                first = keys[..., i] >= keys[..., j]
-                ranks[..., i] += first
-                ranks[..., j] += ~first
+        keys = self._groups(_ordered(np.where(mask, scores, 0)), info)
+        keys[~self._groups(self.units(mask, info), info)] = np.iinfo(np.int64).min
+        ranks = np.zeros(keys.shape, np.int8)
+        for i, j in combinations(range(self.m), 2):
+            first = keys[i] >= keys[j]  # of equal weights the later ranks lower
+            ranks[i] += first
+            ranks[j] += ~first
         bits = MANTISSA - self.m.bit_length()
-        pooled = ((ranks << bits) + (keys >> (64 - bits))).astype(np.float64)
-        return np.where(np.isnan(scores) & mask, np.nan, self._whole(pooled, info))
+        keys >>= 64 - bits
+        keys += ranks.astype(np.int64) << bits
+        pooled = self._whole(keys.astype(np.float64), info)
+        unknown = np.isnan(scores)
+        unknown &= mask
+        pooled[unknown] = np.nan
+        return pooled
 
     def spread(self, units: Array, info: ParamInfo) -> Array:
         """Return ``units``: they are the weights."""
         return units
 
     def _groups(self, array: Array, info: ParamInfo) -> Array:
-        """Return ``array`` as ``(..., groups, m)``."""
+        """Return a copy of ``array`` as ``(m, ..., groups)``."""
         axis = input_axis(info.kind, info.role)
         assert axis is not None  # the pattern fits
         last = np.moveaxis(array, axis, -1)
-        return last.reshape(*last.shape[:-1], -1, self.m)
+        return np.array(np.moveaxis(last.reshape(*last.shape[:-1], -1, self.m), -1, 0), order="C")
 
     def _whole(self, groups: Array, info: ParamInfo) -> Array:
         """Undo `_groups`."""
         axis = input_axis(info.kind, info.role)
         assert axis is not None
-        last = groups.reshape(*groups.shape[:-2], -1)
+        last = np.moveaxis(groups, 0, -1).reshape(*groups.shape[1:-1], -1)
         return np.ascontiguousarray(np.moveaxis(last, -1, axis))
 
 

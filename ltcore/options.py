@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
@@ -10,7 +10,10 @@ from typing import Any, TypeAlias
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array, Params
+from ltcore.backend import Backend
+from ltcore.closest import did_you_mean
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
+from ltcore.discovery import HERE, offers
 from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.parameters import ParamInfo, Structure, prunable_infos
 from ltcore.patterns import Pattern
@@ -18,6 +21,7 @@ from ltcore.rewind_points import ToStep
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
 from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
+from ltcore.ticket import origin
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A name, or ``{"name": ..., option: value}`` for what takes options."""
@@ -54,7 +58,7 @@ def criterion_from(given: Any) -> Criterion:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no criterion, or does not take the options.
     """
-    return as_criterion(*_named("criteria", given)) if _is_named(given) else as_criterion(given)
+    return as_criterion(*_found("criterion", given))
 
 
 def allocation_from(given: Any) -> Allocation:
@@ -64,13 +68,13 @@ def allocation_from(given: Any) -> Allocation:
         UnknownNameError: nobody offers the name.
         InvalidValueError: it is no allocation, or does not take the options.
     """
-    found, name = _named("allocations", given) if _is_named(given) else (given, "of this class")
-    if isinstance(found, type):
-        found = _made("allocations", name, found, {})
+    found, _ = _found("allocation", given)
     if callable(found):
         chosen: Allocation = found
         return chosen
-    raise InvalidValueError(f"scope is {given!r}; expected 'global', 'layer' or an allocation")
+    raise InvalidValueError(
+        f"scope is {_told(given, found)}; expected 'global', 'layer' or an allocation"
+    )
 
 
 def pattern_from(given: Any) -> Pattern | None:
@@ -86,16 +90,15 @@ def pattern_from(given: Any) -> Pattern | None:
         return None
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
-    found, name = _named("patterns", given) if _is_named(given) else (given, "of this class")
-    if isinstance(found, type):
-        found = _made("patterns", name, found, {})
-    if all(
-        hasattr(found, part) for part in ("name", "sparsity", "misfit", "units", "pool", "spread")
-    ):
+    found, name = _found("pattern", given)
+    if name and inspect.isroutine(found):
+        found = _made("pattern", name, found, {})
+    if _has(found, _PATTERN):
         chosen: Pattern = found
         return chosen
     raise InvalidValueError(
-        f"pattern is {given!r}; expected 'unstructured', 'n:m' such as '2:4', a name or a pattern"
+        f"pattern is {_told(given, found)}; expected 'unstructured', 'n:m' such as '2:4', a name "
+        "or a pattern"
     )
 
 
@@ -110,16 +113,16 @@ def policy_from(given: Any) -> RewindPolicy:
     """
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
-    found, name = _named("rewind_policies", given) if _is_named(given) else (given, "")
-    if isinstance(found, type) or (name and _is_maker(found, "context")):
-        found = _made("rewind_policies", name or name_of(found), found, {})
+    found, name = _found("rewind-policy", given)
+    if name and _is_maker(found, "context"):
+        found = _made("rewind-policy", name, found, {})
     if isinstance(found, RewindPolicy):
         return found
     if callable(found):
         return FunctionPolicy(found, name or name_of(found))
     raise InvalidValueError(
-        f"rewind_to is {given!r}; expected a step (a whole number, 0 or more), a name, a policy or "
-        "a function of a RewindContext"
+        f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name, "
+        "a policy or a function of a RewindContext"
     )
 
 
@@ -131,50 +134,111 @@ def _is_maker(target: Any, argument: str) -> bool:
     return inspect.isroutine(target) and [*inspect.signature(target).parameters] != [argument]
 
 
-_INNER = {"criteria": "criterion", "allocations": "allocation", "rewind_policies": "policy"}
+_INNER = {"criterion": "criterion", "allocation": "allocation", "rewind-policy": "policy"}
 """The option by which something is wrapped around another of its kind."""
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "criteria": criterion_from,
-    "allocations": allocation_from,
-    "rewind_policies": policy_from,
+    "criterion": criterion_from,
+    "allocation": allocation_from,
+    "rewind-policy": policy_from,
 }
+
+
+_PATTERN = ("name", "sparsity", "misfit", "units", "pool", "spread")
+_SCHEDULE = ("rounds", "goal")
+
+
+def _has(found: Any, parts: Sequence[str]) -> bool:
+    return not isinstance(found, type) and all(hasattr(found, part) for part in parts)
+
+
+def _told(given: Any, found: Any) -> str:
+    """Return what was given and, if that is a name, what it stands for."""
+    return f"{given!r}, which stands for {found!r}" if _is_named(given) else repr(given)
 
 
 def _is_named(given: Any) -> bool:
     return isinstance(given, str | Mapping)
 
 
-def _named(kind: str, given: str | Mapping[str, Any]) -> tuple[Any, str]:
-    """Return what a name, or ``{"name": ..., option: value}``, stands for, and the name.
+def _found(kind: str, given: Any) -> tuple[Any, str]:
+    """Return what was named or given, and its name; a class is made an object, without options.
 
     Raises:
         UnknownNameError: nobody offers the name.
         InvalidValueError: there is no name, or the options do not fit.
     """
+    if _is_named(given):
+        name, options = _parsed(kind, given)
+        target = plugins.load(kind, name)
+        made = options or isinstance(target, type)
+        return (_made(kind, name, target, options) if made else target), name
+    if isinstance(given, type):
+        return _made(kind, name_of(given), given, {}), name_of(given)
+    return given, ""
+
+
+def _parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of ``{"name": ..., option: value}``, or of a bare name."""
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise InvalidValueError(f"{kind}: {given!r} has no 'name'; expected one, and its options")
-    target = plugins.load(kind, name)
-    return (_made(kind, name, target, options) if options else target), name
+        raise InvalidValueError(
+            f"the {kind} {given!r} has no 'name'; expected {{'name': ..., option: value}}"
+        )
+    return name, options
 
 
 def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
-    """Return ``target(**options)``; an option that is such a thing itself may be named too."""
-    if not isinstance(target, type) and hasattr(target, "name"):
-        raise InvalidValueError(f"{kind} {name!r} takes no options, got {dict(options)}")
+    """Return what a class or a function makes of ``options``.
+
+    An option that is such a thing itself may be named too.
+    """
+    if not isinstance(target, type) and not inspect.isroutine(target):
+        raise InvalidValueError(f"the {kind} {name!r} takes no options, got {dict(options)}")
     if kind in _INNER and _INNER[kind] in options:
         inner = _INNER[kind]
         options = {**options, inner: _READERS[kind](options[inner])}
-    try:
-        inspect.signature(target).bind(**options)
-    except TypeError as error:
-        raise InvalidValueError(
-            f"{kind} {name!r} does not take {dict(options)}: {error}; it takes "
-            f"{inspect.signature(target)}"
-        ) from None
+    _check_options(f"the {kind} {name!r}", target, options)
     return target(**options)
+
+
+def _check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise unless ``target`` can be called with ``options``.
+
+    Raises:
+        InvalidValueError: says which option is unknown or missing, what comes close, and what
+            there is.
+    """
+    signature = inspect.signature(target)
+    known = signature.parameters
+    takes = f"It takes {', '.join(taken(target)) or 'no options'}"
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for option in options:
+            if option not in known:
+                hint = did_you_mean(option, known) or "."
+                raise InvalidValueError(f"{what} does not take {option!r}{hint} {takes}")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InvalidValueError(f"{what} does not take {dict(options)}: {error}. {takes}") from None
+
+
+def taken(target: Callable[..., Any]) -> list[str]:
+    """Return the options of a class or function, as ``name: type = default``."""
+    return [_as_typed(option) for option in inspect.signature(target).parameters.values()]
+
+
+def _as_typed(option: inspect.Parameter) -> str:
+    default = option.default
+    if callable(default) and default is not option.empty:
+        name = getattr(default, "__name__", type(default).__name__)
+        return f"{_MODULES.sub('', str(option.replace(default=option.empty)))} = {name}"
+    return _MODULES.sub("", str(option))
+
+
+_MODULES = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
+"""What stands in front of a type's name, and nobody types."""
 
 
 def schedule_from(
@@ -233,13 +297,61 @@ def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> 
     twice = sorted(named.keys() & options.keys())
     if twice:
         raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
-    merged = {**named, **options}
-    found, name = _named("schedules", {"name": merged.get("name")})
+    name, options = _parsed("schedule", {**named, **options})
+    found = plugins.load("schedule", name)
     if inspect.isroutine(found) and not _is_maker(found, "round_index"):
-        return _given_schedule(found, {key: merged[key] for key in merged if key != "name"})
-    del merged["name"]
-    made: Schedule = _made("schedules", name, found, merged)
-    return made
+        return _given_schedule(found, options)
+    if options or not _has(found, _SCHEDULE):
+        found = _made("schedule", name, found, options)
+    if _has(found, _SCHEDULE):
+        made: Schedule = found
+        return made
+    raise InvalidValueError(
+        f"schedule is {_told(given, found)}; expected something with rounds and goal(round_index)"
+    )
+
+
+_KIND_OF = {
+    "criterion": "criterion",
+    "scope": "allocation",
+    "pattern": "pattern",
+    "rewind_to": "rewind-policy",
+    "schedule": "schedule",
+}
+"""Arguments that take a name, and what kind of thing it names."""
+
+
+def makers(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{distribution: version}`` of the packages that offer what was named.
+
+    Args:
+        choices: ``{argument: what was given}``.
+    """
+    found = {}
+    for argument, given in choices.items():
+        kind = _KIND_OF[argument]
+        for name in _names(kind, given):
+            offer = offers(kind).get(name)
+            if offer and offer.origin != HERE:
+                distribution, _, version = offer.origin.rpartition(" ")
+                found[distribution] = version
+    return {distribution: found[distribution] for distribution in sorted(found) if distribution}
+
+
+def _names(kind: str, given: Any) -> Iterator[str]:
+    """Yield the name that was given, and those that its options wrap."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _names(kind, given.get("name"))
+        yield from _names(kind, given.get(_INNER.get(kind, "")))
+
+
+def choices_of(driver: Backend, **given: Any) -> dict[str, Any]:
+    """Return what was chosen as plain data, with the versions of those who offer it."""
+    versions = {**origin(driver)["versions"], **makers(given)}
+    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
+    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
 
 
 def plain(given: Any) -> Any:

@@ -5,12 +5,13 @@ weights within small groups (n:m). Criterion, allocation and selection are the s
 one: they work on units, and ``sparsity`` is the fraction of units removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from ltcore.allocation import Goal, Rate
 from ltcore.arrays import Array
 from ltcore.counts import fraction, removed_by_rate
 from ltcore.errors import InvalidValueError
@@ -110,6 +111,29 @@ class Cut:
                 name: np.asarray(mask & spread[name]) if name in spread else mask
                 for name, mask in masks.items()
             }
+        )
+
+
+def check_reach(pattern: Pattern | None, goals: Iterable[Goal]) -> None:
+    """Raise if ``goals``, one after the other, end beyond what ``pattern`` allows.
+
+    Those of ``{selector: fraction}`` are left to `Cut.check`, which knows the parameters.
+
+    Raises:
+        InvalidValueError: says what the pattern allows and what was asked for.
+    """
+    if pattern is None or pattern.sparsity is None:
+        return
+    left = 1.0
+    for goal in goals:
+        if isinstance(goal.amounts, Mapping):
+            return
+        share = 1 - float(goal.amounts)
+        left = left * share if isinstance(goal, Rate) else min(left, share)
+    if 1 - left > pattern.sparsity + 1e-9:  # a rounding error is no wish
+        raise InvalidValueError(
+            f"pattern {pattern.name!r} allows a sparsity of {pattern.sparsity:.4g} at most, and "
+            f"{1 - left:.4g} is asked for"
         )
 
 

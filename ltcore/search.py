@@ -12,12 +12,12 @@ from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Params, freeze
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError, ModelError
 from ltcore.holds import hold_model
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo, Structure
 from ltcore.patterns import Pattern
-from ltcore.plugins import registry
 from ltcore.pruning import Pruning, next_masks
 from ltcore.resetting import Start, start_params
 from ltcore.rewinding import RewindPolicy

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+from ltcore.closest import did_you_mean
 from ltcore.errors import SelectorError
 from ltcore.layouts import KINDS
 from ltcore.parameters import ParamInfo
@@ -40,17 +41,30 @@ def resolve(
     infos = tuple(infos)
     for selector in table:
         if not any(matches(selector, info) for info in infos):
-            raise SelectorError(
-                f"{argument}: the selector {selector!r} matches none of the parameters "
-                f"{[info.name for info in infos]}; use a glob over these names, '@output', or one "
-                f"of {['@' + kind for kind in KINDS]}"
-            )
+            raise SelectorError(f"{argument}: {_no_match(selector, infos)}")
     chosen = {}
     for info in infos:
         for selector, value in table.items():
             if matches(selector, info):
                 chosen[info.name] = (selector, value)
     return chosen
+
+
+def _no_match(selector: str, infos: Sequence[ParamInfo]) -> str:
+    words = ["@output", *(f"@{kind}" for kind in KINDS)]
+    known = words if selector.startswith("@") else [g for info in infos for g in _globs(info.name)]
+    hint = did_you_mean(selector, known) or "."
+    return (
+        f"the selector {selector!r} matches none of the parameters "
+        f"{[info.name for info in infos]}{hint} Use a glob over these names, or one of {words}"
+    )
+
+
+def _globs(name: str) -> list[str]:
+    """Return what people write to mean ``name``: itself, what it is in, what it is called."""
+    parts = name.split(".")
+    within = [".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))]
+    return [name, *within, f"*.{parts[-1]}"]
 
 
 def select_infos(

@@ -4,20 +4,19 @@ What is dropped may come back, so masks do not nest, unlike everywhere else in l
 nothing here is a search, a round, or a prune criterion.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ltcore.allocation import Allocation, Amounts, Group, Sparsity
 from ltcore.arrays import Params
 from ltcore.backend import Backend
-from ltcore.counts import fraction, removed_by_rate
-from ltcore.criteria import Criterion, FunctionCriterion
-from ltcore.errors import HoldError, InvalidValueError, UnknownNameError
+from ltcore.counts import removed_by_rate
+from ltcore.criteria import Criterion
+from ltcore.errors import HoldError
 from ltcore.holds import Hold, held_by, hold_model
 from ltcore.judging import score
 from ltcore.masks import Masks
@@ -30,119 +29,9 @@ from ltcore.search import with_graph
 from ltcore.seeds import generator
 from ltcore.select import select
 from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, measure
+from ltcore.sparse_methods import SparseMethod, method_from
 from ltcore.ticket import Ticket, make_ticket, origin, resolve_backend
-from ltcore.weight_criteria import magnitude, random
-
-
-class SparseMethod(Protocol):
-    """A rule for which weights move, and how many.
-
-    Attributes:
-        name: the word for it.
-        drop: scores the kept weights; the lowest are dropped.
-        grow: scores the others; the highest are grown.
-    """
-
-    @property
-    def name(self) -> str:
-        """The word for it."""
-        ...
-
-    @property
-    def drop(self) -> Criterion:
-        """Scores the kept weights."""
-        ...
-
-    @property
-    def grow(self) -> Criterion:
-        """Scores the weights that are not kept, with those that were just dropped."""
-        ...
-
-    def share(self, step: int, until: int | None) -> float:
-        """Return the share of each parameter's kept weights that moves after ``step`` updates."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class SET:
-    """Drop the smallest weights, grow random ones (Mocanu et al. 2018).
-
-    Attributes:
-        fraction: the share of kept weights that moves each time.
-    """
-
-    fraction: float = 0.3
-
-    def __post_init__(self) -> None:
-        fraction(self.fraction, "fraction")
-
-    @property
-    def name(self) -> str:
-        """``set``."""
-        return "set"
-
-    @property
-    def drop(self) -> Criterion:
-        """Magnitude."""
-        return magnitude
-
-    @property
-    def grow(self) -> Criterion:
-        """Random."""
-        return random
-
-    def share(self, step: int, until: int | None) -> float:
-        """Return the fraction, always."""
-        return self.fraction
-
-
-@dataclass(frozen=True, slots=True)
-class RigL:
-    """Drop the smallest weights, grow those with the largest gradients (Evci et al. 2020).
-
-    Attributes:
-        fraction: the share of kept weights that moves at first; it falls to 0 along a cosine.
-    """
-
-    fraction: float = 0.3
-
-    def __post_init__(self) -> None:
-        fraction(self.fraction, "fraction")
-
-    @property
-    def name(self) -> str:
-        """``rigl``."""
-        return "rigl"
-
-    @property
-    def drop(self) -> Criterion:
-        """Magnitude."""
-        return magnitude
-
-    @property
-    def grow(self) -> Criterion:
-        """The size of the gradient."""
-        return _gradient_size
-
-    def share(self, step: int, until: int | None) -> float:
-        """Return ``fraction / 2 * (1 + cos(pi * step / until))``.
-
-        Raises:
-            InvalidValueError: ``until`` is None.
-        """
-        if until is None:
-            raise InvalidValueError(
-                "until is missing: RigL moves fewer and fewer weights until that many updates "
-                "were made; the paper has three quarters of the training"
-            )
-        return self.fraction / 2 * (1 + math.cos(math.pi * step / until))
-
-
-_gradient_size = FunctionCriterion(
-    "gradient-size", lambda param: np.abs(param.gradient), frozenset({"gradient"}), elementwise=True
-)
-
-METHODS: Mapping[str, type[SET] | type[RigL]] = {"set": SET, "rigl": RigL}
+from ltcore.weight_criteria import random
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +73,15 @@ class SparseTraining(MaskPacer):
         subject: Subject,
         names: tuple[str, ...],
         until: int | None,
+        start: Mapping[str, Any],
         seed: int,
     ) -> None:
         self.method, self.until = method, until
         self.history: list[Move] = []
-        self._names, self._seed = names, seed
+        self._names, self._start, self._seed = names, start, seed
         self._batches, self._loss = subject.batches, subject.loss
         super().__init__(subject.backend, subject.model, subject.structure, beats, hold)
+        hold.story = self._story()
 
     @property
     def masks(self) -> Masks:
@@ -202,19 +93,23 @@ class SparseTraining(MaskPacer):
         known, first_input = self.hold.structure, self._watch.first_input
         structure = with_graph(self.backend, self.model, known, first_input)
         params = self.backend.read(self.model, structure)
-        return make_ticket(self.backend, self.model, structure, self.masks, params, self._story())
+        story = {
+            **origin(self.backend),
+            **self.hold.story,
+            "rewind": {"kind": "present", "step": self.steps},
+        }
+        return make_ticket(self.backend, self.model, structure, self.masks, params, story)
 
     def _story(self) -> dict[str, Any]:
         return {
-            **origin(self.backend),
             "sparse_training": {
                 "method": plain(self.method),
                 "every": self.beats.every,
                 "until": self.until,
                 "moves": len(self.history),
                 "nested": False,
+                "start": dict(self._start),
             },
-            "rewind": {"kind": "present", "step": self.steps},
             "seed": self._seed,
         }
 
@@ -227,6 +122,7 @@ class SparseTraining(MaskPacer):
         self.hold.update(Masks.adopt({name: moved.get(name, held[name]) for name in held}))
         grown = {n: int(np.count_nonzero(moved[n] & ~masks[n])) for n in masks}
         self.history.append(Move(step, share, grown, self.hold.masks.digest))
+        self.hold.story = self._story()
 
     def __repr__(self) -> str:
         return f"SparseTraining({self.method!r}, steps={self.steps}, {self.hold!r})"
@@ -289,7 +185,7 @@ def train_sparse(
             else f"the model is held already ({earlier!r}); leave out sparsity to go on from its "
             "masks, or release it first"
         )
-    rule = _method(method)
+    rule = method_from(method)
     rule.share(0, until)
     beats = _beats(every, until)
     structure = driver.describe(model, example)
@@ -301,12 +197,13 @@ def train_sparse(
     if sparsity is not None:
         masks = _random_masks(subject, infos, allocation_from(scope), sparsity, seed)
         hold = hold_model(model, driver, structure, masks, existing="error")
+        start: Mapping[str, Any] = {"sparsity": plain(sparsity), "scope": plain(scope)}
     else:
         assert earlier is not None
-        hold = earlier
+        hold, start = earlier, earlier.story
     names = tuple(info.name for info in infos if info.name in hold.masks)
     try:
-        return SparseTraining(hold, beats, rule, subject, names, until, seed)
+        return SparseTraining(hold, beats, rule, subject, names, until, start, seed)
     except BaseException:
         if earlier is None:
             hold.release()
@@ -319,19 +216,6 @@ def _beats(every: int, until: int | None) -> Beats:
         return Beats(every, every)
     check_step(until, "until", least=every + 1)
     return Beats(every, every, (until - 1) // every * every)
-
-
-def _method(given: str | SparseMethod) -> SparseMethod:
-    if isinstance(given, str):
-        if given not in METHODS:
-            raise UnknownNameError(f"no method called {given!r}; there are {sorted(METHODS)}")
-        return METHODS[given]()
-    if not all(hasattr(given, part) for part in ("name", "drop", "grow", "share")):
-        raise InvalidValueError(
-            f"method is {given!r}; expected 'set', 'rigl', or an object with name, drop, grow "
-            "and share()"
-        )
-    return given
 
 
 def _random_masks(

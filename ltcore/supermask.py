@@ -32,6 +32,7 @@ class Supermask:
             their signs.
         dynamic_scale: whether kept weights are multiplied by total / kept, parameter by parameter.
         seed: of the samples.
+        story: plain data on how it was found, for a ticket's provenance.
     """
 
     structure: Structure
@@ -39,6 +40,7 @@ class Supermask:
     weights: Params
     dynamic_scale: bool
     seed: int
+    story: Mapping[str, Any]
 
     @property
     def probabilities(self) -> dict[str, Array]:
@@ -74,7 +76,9 @@ class Supermask:
         chosen.check_shapes({name: w.shape for name, w in self.weights.items()}, "the supermask")
         with restoring(driver, model, structure):
             driver.write(model, structure, _effective(self.weights, chosen, self.dynamic_scale))
-            return hold_model(model, driver, structure, chosen, existing="error")
+            hold = hold_model(model, driver, structure, chosen, existing="error")
+        hold.story = self.story
+        return hold
 
 
 def find_supermask(
@@ -145,7 +149,12 @@ def find_supermask(
                 slope = scales[name] * gradients[name] * weight * _slope(scores[name])
                 velocity[name] = momentum * velocity[name] + slope
                 scores[name] -= lr * velocity[name]
-    return Supermask(structure, scores, frozen, dynamic_scale, seed)
+    told = {
+        "steps": steps, "lr": float(lr), "momentum": float(momentum),
+        "signed_constant": signed_constant, "dynamic_scale": dynamic_scale,
+    }  # fmt: skip
+    story = {"supermask": told, "seed": seed}
+    return Supermask(structure, scores, frozen, dynamic_scale, seed, story)
 
 
 def _check(steps: int, lr: float, momentum: float) -> None:

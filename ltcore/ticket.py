@@ -14,13 +14,14 @@ from ltcore import exchange, ticketfile
 from ltcore._version import __version__
 from ltcore.arrays import Params
 from ltcore.backend import Backend
+from ltcore.discovery import registry
 from ltcore.errors import HoldError, gist
 from ltcore.exchange import Head, Weights
 from ltcore.holds import Existing, Hold, check_free, held_by, hold_model
 from ltcore.mappingfile import resolve_mapping
 from ltcore.masks import Masks
 from ltcore.parameters import Structure
-from ltcore.plugins import backend_named, detect, registry
+from ltcore.plugins import backend_named, detect
 from ltcore.probe import Probe, tolerance_for
 from ltcore.proof import record_probe
 from ltcore.restoring import restoring
@@ -52,6 +53,8 @@ class Ticket(TicketRecord):
     ) -> "Ticket":
         """Return a ticket of a held model as it is now: its masks and present weights.
 
+        What `prune` did is in its provenance.
+
         Args:
             model: held by `prune`, `hold` or a search.
             example: one input batch; makes the ticket portable to the other framework.
@@ -64,7 +67,8 @@ class Ticket(TicketRecord):
         hold = _require_hold(driver, model)
         structure = driver.describe(model, example)
         params = driver.read(model, structure)
-        provenance = {**origin(driver), "rewind": {"kind": "present", "step": 0}}
+        present = {"kind": "present", "step": 0}
+        provenance = {**origin(driver), **hold.story, "rewind": present}
         return make_ticket(driver, model, structure, hold.masks, params, provenance)
 
     @cached_property

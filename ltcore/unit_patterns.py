@@ -83,7 +83,7 @@ class Channel:
     Li et al. 2017 (arXiv 1608.08710), section 3.1. With ``"magnitude"``, a filter's score is its
     norm, the size divided out. Output layers are left dense: what they give is the model's answer.
     A channel's bias and the shift of a norm behind it stay, so a pruned channel is constant, not
-    gone.
+    gone. In a transposed convolution with groups, a unit is one output of every group.
 
     Attributes:
         norm: ``"l1"``, the mean of the weights' scores, or ``"l2"``, the root of their mean square.

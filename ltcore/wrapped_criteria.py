@@ -91,7 +91,7 @@ class _OneSign(_Wrapper):
 
     Zhou et al. 2019 set the score of these to 0, the lowest score of a magnitude. Where scores
     may be negative, 0 would keep a weight of the wrong sign before one of the right sign, so here
-    they get a score far below any other. Among themselves they go by position.
+    they lose 1e15 of their score, which puts them below all others.
     """
 
     @property
@@ -101,13 +101,16 @@ class _OneSign(_Wrapper):
 
     def _of_sign(self, param: Param, *, same: bool) -> Array:
         scores = scores_of(self.criterion, param)
-        scores = scores.astype(np.result_type(scores.dtype, np.float32), copy=False)
-        right = (np.sign(param.weight) == np.sign(param.initial)) == same
-        return np.where(right | np.isnan(scores), scores, _LOWEST)
+        scores = scores.astype(np.result_type(scores.dtype, np.float32))
+        now, then = param.weight, param.initial
+        # Comparisons and a product: np.sign and np.where take ten times as long.
+        kept = ((now > 0) == (then > 0)) & ((now < 0) == (then < 0))
+        scores -= _FAR * (~kept if same else kept)
+        return scores
 
 
-_LOWEST = np.float32(-1e15)
-"""Below any score that means something; a pattern may sum a hundred million squares of it."""
+_FAR = np.float32(1e15)
+"""More than any score that means something; a pattern may sum a hundred million squares of it."""
 
 
 @dataclass(frozen=True, slots=True)

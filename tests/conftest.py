@@ -54,7 +54,11 @@ def record_agreement() -> Iterator[Callable[[str, float], None]]:
     it does, beside those of other engines.
     """
     rows: dict[str, float] = {}
-    yield rows.__setitem__
+
+    def record(criterion: str, difference: float) -> None:
+        rows[criterion] = max(difference, rows.get(criterion, 0.0))
+
+    yield record
     path = os.environ.get("LTCORE_CRITERIA_TABLE")
     if path and rows:
         engines = json.loads(Path(path).read_text()) if Path(path).exists() else {}
@@ -70,6 +74,16 @@ def _add_rows(path: Path, rows: dict[tuple[str, str, str], float]) -> None:
         {**dict(zip(names, key, strict=True)), "difference": value} for key, value in merged.items()
     ]
     path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_registered() -> Iterator[None]:
+    """Take back the names that a test registered in this process."""
+    from ltcore import discovery
+
+    before = {kind: dict(named) for kind, named in discovery._in_process.items()}
+    yield
+    discovery._in_process.update(before)
 
 
 def pytest_runtest_setup(item):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import ltcore as lt
 from ltcore import cli
 from ltcore.cli import _app, _output
-from ltcore.plugins import registry
+from ltcore.discovery import registry
 
 HEAVY = ("torch", "keras", "tensorflow", "jax", "matplotlib", "sklearn", "ltcore_demo")
 
@@ -70,11 +71,13 @@ def test_version() -> None:
 def test_no_command_shows_help_as_a_usage_error() -> None:
     shown = run()
     assert shown.code == 2
-    for command in ("demo", "show", "verify", "convert", "plugins"):
+    for command in ("demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"):
         assert command in shown.out
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "verify", "convert", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["demo", "show", "verify", "convert", "prune", "plugins", "new-plugin"]
+)
 def test_every_help_has_an_example_and_fits(command: str) -> None:
     shown = run(command, "--help")
     assert shown.code == 0
@@ -449,20 +452,109 @@ def fresh_registry() -> Iterator[None]:
 
 def test_plugins_lists_what_there_is() -> None:
     listed = run("plugins").out
-    for word in ("backends", "rewind policies", "magnitude", "torch (installed)"):
-        assert word in listed
+    for word in ("backend", "rewind-policy", "magnitude", "torch (installed)", lt.__version__):
+        assert word in " ".join(listed.split())
     assert max(map(len, listed.splitlines())) <= 80
+
+
+def test_plugins_fills_docstrings() -> None:
+    shown = run("plugins", "floor").out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "\n    allocation: shares the goal.\n    survivors: " in shown
+    assert "in (0, 1), rounded up." in " ".join(shown.split())
 
 
 def test_plugins_json() -> None:
     data = run("plugins", "--json").json
     assert data["broken"] == []
     by_name = {(entry["kind"], entry["name"]): entry for entry in data["plugins"]}
-    entry = by_name["backends", "torch"]
+    entry = by_name["backend", "torch"]
     assert entry["requires"] == ["torch"]
     assert entry["missing"] == []
     assert entry["origin"] == f"ltcore {lt.__version__}"
     assert entry["summary"]
+    assert by_name["criterion", "magnitude"]["needs"] == {}
+    assert by_name["criterion", "random"]["needs"] == {"rng": []}
+    assert by_name["schedule", "to-sparsity"]["options"][1] == "rounds: int"
+
+
+def test_plugins_of_one_kind() -> None:
+    data = run("plugins", "allocation", "--json").json
+    assert {"global", "layer"} <= {entry["name"] for entry in data["plugins"]}
+    assert {entry["kind"] for entry in data["plugins"]} == {"allocation"}
+
+
+def test_plugins_shows_one_in_detail() -> None:
+    shown = run("plugins", "to-sparsity").out
+    assert max(map(len, shown.splitlines())) <= 80
+    facts = ("schedule to-sparsity", "ltcore.schedules:ToSparsity", "rounds: int",
+             "Mapping[str, float", "The last round's count is exact", lt.__version__)  # fmt: skip
+    for fact in facts:
+        assert fact in shown
+    assert "collections.abc" not in shown
+    (entry,) = run("plugins", "to-sparsity", "--json").json["plugins"]
+    assert entry["doc"] == lt.ToSparsity.__doc__.replace("\n    ", "\n").strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("magnitdue", "magnitude"), ("criteria", "criterion"), ("Torch", "torch")]
+)
+def test_plugins_answers_an_unknown_name_with_the_closest(name: str, meant: str) -> None:
+    refused = run("plugins", name)
+    assert refused.code == 1
+    assert f"nothing is called {name!r}; did you mean {meant!r}?" in refused.err
+
+
+class NeedsOptions:
+    """Wraps another."""
+
+    elementwise = False
+
+    def __init__(self, criterion: object, sign: float = -1.0) -> None:
+        self.criterion = criterion
+
+
+class Declares:
+    name, needs, elementwise = "declares", frozenset({"gradient", "initial", "flow"}), False
+
+    def __init__(self, scale: float) -> None: ...
+
+
+class Fails:
+    def __init__(self) -> None:
+        1 / 0  # noqa: B018
+
+
+def test_plugins_tells_what_criteria_ask_for(
+    monkeypatch: pytest.MonkeyPatch, fresh_registry: None
+) -> None:
+    specs = [
+        lt.Spec("wraps", "test_cli_mine:NeedsOptions"),
+        lt.Spec("declares", "test_cli_mine:Declares"),
+        lt.Spec("lost", "no_such_module_anywhere:rule"),
+        lt.Spec("fails", "test_cli_mine:Fails"),
+        lt.Spec("heavy", "no_such_module_anywhere:rule", requires=("torch",)),
+    ]
+    mine = types.ModuleType("test_cli_mine")
+    mine.NeedsOptions, mine.Declares, mine.Fails = NeedsOptions, Declares, Fails
+    mine.ltcore_register_criteria = lt.hookimpl(lambda: specs)
+    monkeypatch.setitem(sys.modules, "test_cli_mine", mine)
+    found = [EntryPoint(n, f, "ltcore") for n, f in
+             (("builtin", "ltcore.builtin"), ("mine", "test_cli_mine"))]  # fmt: skip
+    monkeypatch.setattr("ltcore.discovery.entry_points", lambda group: found)
+    told = {entry["name"]: entry for entry in run("plugins", "--json").json["plugins"]}
+    assert told["wraps"]["needs"] is None
+    assert told["wraps"]["options"] == ["criterion: object", "sign: float = -1.0"]
+    assert told["wraps"]["doc"] == "Wraps another."
+    assert told["declares"]["needs"] == {
+        "flow": [], "gradient": ["batches", "loss"], "initial": ["a search"],
+    }  # fmt: skip
+    assert "No module named 'no_such_module_anywhere'" in told["lost"]["error"]
+    assert told["fails"]["error"] == "ZeroDivisionError: division by zero"
+    assert told["heavy"]["error"] == ""  # not imported, for it says that it is heavy
+    table = run("plugins", columns=120).out
+    assert "needs flow, gradient (batches, loss), initial (a search)" in table
+    assert "No module named" in table
 
 
 def test_plugins_says_what_is_missing_and_how_to_get_it(
@@ -481,7 +573,7 @@ def test_plugins_lists_broken_ones_with_their_error(
         EntryPoint("builtin", "ltcore.builtin", "ltcore"),
         EntryPoint("wreck", "no_such_module_anywhere", "ltcore"),
     ]
-    monkeypatch.setattr("ltcore.plugins.entry_points", lambda group: found)
+    monkeypatch.setattr("ltcore.discovery.entry_points", lambda group: found)
     monkeypatch.setattr("ltcore.cli.plugins.entry_points", lambda group: found)
     listed = run("plugins", columns=120)
     assert listed.code == 0

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import ltcore as lt
 from judged import masks_of, small
-from ltcore import plugins
+from ltcore import discovery
 from ltcore.allocation import Sparsity, by_layer
 from ltcore.criteria import SIGNALS, Param, as_criterion
 from ltcore.errors import InvalidValueError
@@ -26,7 +26,7 @@ INNER = ("magnitude_increase", "random", "synflow", "wanda")
 
 def everything():
     """Return what is registered, wrappers around several others."""
-    names = [name for name in plugins.registry().offers["criteria"] if name not in WRAPPERS]
+    names = [name for name in discovery.registry().offers["criterion"] if name not in WRAPPERS]
     return [*names, *({"name": w, "criterion": inner} for w in WRAPPERS for inner in INNER)]
 
 

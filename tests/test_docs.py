@@ -5,14 +5,16 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 import ltcore as lt
-from ltcore import hookspecs, plugins
+from ltcore import discovery, hookspecs
+from ltcore.options import schedule_from
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,8 +100,13 @@ def test_the_plugin_page_runs(torch_world):
     lt.held(torch_world["model"]).release()
     scope = torch_world["first_half_only"]
     assert lt.prune(torch_world["model"], 0.5, scope=scope).masks.counts["0.weight"][0] == 512
+    lt.held(torch_world["model"]).release()
+    exec(blocks[3], torch_world)
+    hold = lt.prune(torch_world["model"], 0.1, scope="half-of-each")
+    assert [kept for kept, _ in hold.masks.counts.values()] == [512, 24]
+    assert schedule_from("in-three", None, None, None) == lt.ToSparsity(0.9, 3)
     exec(
-        blocks[3].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
+        blocks[4].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
         torch_world,
     )
     assert [spec.name for spec in torch_world["ltcore_register_criteria"]()] == ["my-rule"]
@@ -118,7 +125,7 @@ def test_the_table_of_criteria_is_complete():
     table = DOCS["criteria.md"].partition("<!-- table -->")[2].strip().splitlines()[2:]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
     listed = {name.strip("`"): cells for name, *cells in rows}
-    assert listed.keys() == plugins.registry().offers["criteria"].keys(), "make criteria-table"
+    assert listed.keys() == discovery.registry().offers["criterion"].keys(), "make criteria-table"
     for name, (_, _, source, *gaps) in listed.items():
         assert re.search(r"\d{4}", source), f"{name} names no paper"
         assert len(gaps) >= 2
@@ -138,13 +145,88 @@ def test_the_page_of_allocations_runs(torch_world):
                 check(*arguments)
 
 
-@pytest.mark.parametrize("kind", ["allocations", "patterns"])
+def test_the_page_on_rewinding_runs(torch_world, capsys):
+    point, own, suite, schedule = snippets(DOCS["rewinding.md"])
+    for snippet in (point, own, schedule):
+        exec(snippet, torch_world)
+        torch_world["search"].hold.release()
+    exec(suite, torch_world)
+    for name, check in inspect.getmembers(torch_world["TestHalfway"](), inspect.ismethod):
+        if name.startswith("test_"):
+            check()
+    assert torch_world["search"].ticket.masks.sparsity == pytest.approx(1 - 0.8**3, abs=1e-3)
+    promised = re.search(r"print\(.*  # (.*)", point)[1]
+    assert promised in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_the_page_on_training_runs(torch_world, tmp_path, monkeypatch):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    train = torch_world["train"]
+    torch_world["train"] = lambda model, updates=1000: train(model, updates)
+    gradual, bird, bird_in_fit, sparse, supermask = snippets(DOCS["during-training.md"])
+    exec(gradual, torch_world)
+    assert torch_world["pruning"].finished
+    assert torch_world["pruning"].masks.sparsity == pytest.approx(0.9, abs=1e-3)
+    exec(bird, torch_world)
+    assert torch_world["ticket"].masks.sparsity == pytest.approx(0.5, abs=1e-3)
+    keras_model = keras.Sequential([keras.layers.Input((64,)), keras.layers.Dense(3)])
+    keras_model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = {name: torch_world[name].numpy() for name in "xy"}
+    fit = {"lt": lt, "keras": keras, "keras_model": keras_model, **data}
+    exec(bird_in_fit, fit)
+    assert 100 <= fit["bird"].drawn_at == fit["bird"].steps < 2000
+    exec(sparse, torch_world)
+    assert len(torch_world["training"].history) == 7
+    story = lt.load("rigl.safetensors").provenance["sparse_training"]
+    assert story["method"] == {"name": "rigl", "fraction": 0.3}
+    exec(supermask, torch_world)
+    assert lt.held(torch_world["model"]) is None
+
+
+@pytest.mark.parametrize("kind", ["rewind-policy", "schedule"])
+def test_the_tables_of_policies_and_schedules_are_complete(kind):
+    before, _, after = DOCS["rewinding.md"].partition("## Schedules")
+    rows = re.findall(r"^\| `([a-z-]+)`(.*)", before if kind == "rewind-policy" else after, re.M)
+    listed = dict(rows)
+    assert listed.keys() == discovery.registry().offers[kind].keys()
+    for name, row in listed.items():
+        assert re.search(r"\d{4}", row), f"{name} names no paper"
+        target = discovery.registry().offers[kind][name].spec.load()
+        for option in inspect.signature(target).parameters:
+            assert f"`{option}`" in row or name == "initialization", (name, option)
+
+
+@pytest.mark.parametrize("kind", ["allocation", "pattern"])
 def test_the_tables_of_allocations_and_patterns_are_complete(kind):
     rows = re.findall(r"^\| `.*", DOCS["allocations.md"], re.MULTILINE)
     named = {name: row for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    for name, offer in plugins.registry().offers[kind].items():
+    for name, offer in discovery.offers(kind).items():
         if offer.spec.target.startswith("ltcore."):
             assert re.search(r"\d{4}", named[name]), f"{name} is not there, or names no paper"
+
+
+def test_the_page_on_backends_runs(monkeypatch):
+    module = ModuleType("a_backend")
+    monkeypatch.setitem(sys.modules, "a_backend", module)  # where pickle looks for its classes
+    world = vars(module)
+    for snippet in snippets(DOCS["writing-a-backend.md"]):
+        exec(snippet, world)
+    model, x = world["model"], np.ones((4, 6), "float32")
+    params = world["backend"].read(model, world["structure"])
+    assert params["layers.0.weight"].shape == (5, 6)
+    assert np.allclose(model(x), world["backend"].forward(model, world["structure"], [x])[0])
+
+
+def test_the_page_on_jax_runs():
+    pytest.importorskip("flax")
+    world = {}
+    for snippet in snippets(DOCS["jax.md"]):
+        exec(snippet, world)
+    assert world["ticket"].why_not_portable() == ""
+    assert world["ticket"].masks.sparsity == pytest.approx(0.9, abs=0.01)
+    assert lt.held(world["model"]) is None
 
 
 def test_the_hand_over_runs_as_told(tmp_path, monkeypatch, capsys):
@@ -254,7 +336,8 @@ def test_public_signatures_use_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-    "module", ["ltcore.masks", "ltcore.plugins", "ltcore.selectors", "ltcore.counts"]
+    "module",
+    ["ltcore.masks", "ltcore.closest", "ltcore.registering", "ltcore.selectors", "ltcore.counts"],
 )
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})

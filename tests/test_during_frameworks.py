@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 
 import ltcore as lt  # noqa: E402
+from ltcore_keras._engine import ENGINE  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -126,7 +127,7 @@ class Keras:
 
 
 def canonical(variable):
-    array = variable.numpy()
+    array = ENGINE.as_numpy(variable)
     return np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
 
 

@@ -131,6 +131,37 @@ def test_masks_nest_zeros_hold_at_every_step_and_scores_are_of_that_step():
     assert masks[5] == kept
 
 
+def test_a_ticket_tells_the_ramp():
+    model = network()
+    options = {"begin": 1, "end": 5, "every": 2, "ramp": "linear", "initial": 0.1}
+    with lt.prune_gradually(model, 0.5, scope="layer", seed=4, **options) as pruning:
+        Loop(model)(3)
+        told = lt.Ticket.from_model(model).provenance
+        Loop(model)(2)
+    assert told["gradual"] == {**options, "sparsity": 0.5}
+    assert told["goal"] == {"sparsity": 0.3}
+    assert (told["criterion"], told["scope"], told["seed"]) == ("magnitude", "layer", 4)
+    assert pruning.finished
+
+
+@pytest.mark.parametrize("pattern", ["2:4", {"name": "channel"}])
+def test_patterns_grow_too(pattern):
+    model = NumpyModel([Linear(8, 8), Relu(), Linear(8, 4)])
+    masks = []
+    options = {"pattern": pattern, "prunable": ["layers.0.weight"]}
+    with lt.prune_gradually(model, 0.5, end=4, every=1, **options) as pruning:
+        for _ in range(4):
+            Loop(model)(1)
+            masks.append(pruning.masks["layers.0.weight"])
+    assert [m.sum() for m in masks] == sorted((m.sum() for m in masks), reverse=True)
+    assert all(not (later & ~earlier).any() for earlier, later in pairwise(masks))
+    assert masks[-1].sum() == 32
+    if pattern == "2:4":
+        assert (masks[-1].reshape(8, 2, 4).sum(-1) == 2).all()
+    else:
+        assert all((m.all(1) | ~m.any(1)).all() for m in masks), "whole rows"
+
+
 def test_initial_sparsity_at_step_zero_is_pruned_at_once():
     model = network()
     with lt.prune_gradually(model, 0.5, initial=0.25, end=3, every=1) as pruning:
@@ -568,12 +599,20 @@ def test_a_ticket_says_that_masks_moved():
     ticket = training.ticket()
     assert ticket.provenance["sparse_training"] == {
         "method": {"name": "set", "fraction": 0.3}, "every": 2, "until": None, "moves": 2,
-        "nested": False,
+        "nested": False, "start": {"sparsity": 0.7, "scope": "layer"},
     }  # fmt: skip
     assert ticket.provenance["rewind"] == {"kind": "present", "step": 5}
-    assert {"criterion", "round", "goal", "parent"}.isdisjoint(ticket.provenance)
     assert ticket.masks == training.masks
     assert all(np.array_equal(a, seen[-1][name]) for name, a in ticket.params.items())
+    assert {"criterion", "round", "goal", "parent"}.isdisjoint(ticket.provenance)
+    model = network()
+    lt.prune(model, 0.5, scope="layer")
+    with lt.train_sparse(model, method="set", every=1) as training:
+        for moves in (0, 1):
+            told = lt.Ticket.from_model(model).provenance["sparse_training"]
+            assert told["moves"] == moves
+            assert told["start"]["criterion"] == "magnitude"
+            Loop(model)(1)
 
 
 def test_a_method_of_ones_own():
@@ -688,6 +727,8 @@ def test_supermask_applied():
     found = lt.find_supermask(model, [(X, Y)], mean_squared_error, steps=3, dynamic_scale=True)
     masks = found.sample()
     with found.apply(model, masks) as hold:
+        told = lt.Ticket.from_model(model).provenance["supermask"]
+        assert (told["steps"], told["dynamic_scale"], told["lr"]) == (3, True, 100.0)
         assert hold.masks == masks
         for name, mask in masks.items():
             scale = mask.size / np.count_nonzero(mask)

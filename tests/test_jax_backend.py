@@ -10,7 +10,10 @@ optax = pytest.importorskip("optax")
 import jax.numpy as jnp  # noqa: E402
 
 from ltcore.plugins import detect  # noqa: E402
-from ltcore.testing import BackendConformance  # noqa: E402
+from ltcore.testing import CASES, BackendConformance  # noqa: E402
+from ltcore.testing.suite_gradients import GradientChecks  # noqa: E402
+from ltcore.testing.suite_training import TrainingChecks  # noqa: E402
+from ltcore.testing.suite_values import ValueChecks  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Flax does not keep initializers")
 
@@ -73,14 +76,19 @@ def mean_square(outputs, targets):
     return ((outputs - targets) ** 2).mean()
 
 
-@nnx.jit
 def step(model, optimizer, x, y):
     grads = nnx.grad(lambda model: mean_square(model(x), y))(model)
     optimizer.update(model, grads)
 
 
-class TestJaxConformance(BackendConformance):
-    optimizers = ("sgd", "clipped", "adamw")
+compiled_step = nnx.jit(step)
+
+
+class Hooks:
+    """Steps are made one operation at a time, for compiling each takes most of the time."""
+
+    optimizers = ("sgd", "clipped")
+    step = staticmethod(step)
 
     def backend(self):
         return detect(nnx.Sequential())
@@ -104,9 +112,35 @@ class TestJaxConformance(BackendConformance):
         def train(updates):
             model.train()
             for _ in range(updates):
-                step(model, made, x, y)
+                self.step(model, made, x, y)
 
         return train
 
     def loss(self):
         return mean_square
+
+
+class TestJaxConformance(Hooks, BackendConformance):
+    cases = (
+        "linear",
+        "depthwise",
+        "conv_transpose",
+        "embedding",
+        "flatten_norm",
+        "image",
+        "shared",
+    )
+
+
+class TestJaxValues(Hooks, ValueChecks, GradientChecks):
+    """What is left: models that train as one of the others does."""
+
+    cases = tuple(case for case in CASES if case not in TestJaxConformance.cases)
+
+
+class TestCompiledSteps(Hooks, TrainingChecks):
+    """The same promises in steps that are compiled."""
+
+    cases = ("flatten_norm",)
+    optimizers = ("sgd", "clipped", "adamw")
+    step = staticmethod(compiled_step)

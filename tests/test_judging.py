@@ -8,7 +8,7 @@ import pytest
 
 import ltcore as lt
 from judged import masks_of, small
-from ltcore import plugins
+from ltcore import discovery
 from ltcore.criteria import FunctionCriterion
 from ltcore.errors import InvalidValueError, NonFiniteError, UnknownNameError
 from ltcore.hookspecs import Spec, hookimpl
@@ -61,18 +61,18 @@ BAD = {
 @pytest.fixture
 def their_plugin(monkeypatch):
     """Return a function that offers a criterion by an installed plugin of somebody's."""
-    real = list(plugins.entry_points(group="ltcore"))
+    real = list(discovery.entry_points(group="ltcore"))
     module = types.ModuleType("their_rules")
     module.ltcore_register_criteria = hookimpl(lambda: [Spec("theirs", "their_rules:rule")])
     entry = types.SimpleNamespace(
         name="theirs", value="their_rules", load=lambda: module,
         dist=types.SimpleNamespace(name="their-dist", version="2.1"),
     )  # fmt: skip
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [*real, entry])
+    monkeypatch.setattr(discovery, "entry_points", lambda group: [*real, entry])
     monkeypatch.setitem(sys.modules, "their_rules", module)
-    plugins.registry.cache_clear()
+    discovery.registry.cache_clear()
     yield lambda rule: setattr(module, "rule", rule)
-    plugins.registry.cache_clear()
+    discovery.registry.cache_clear()
 
 
 @pytest.mark.parametrize("elementwise", [True, False])
@@ -119,9 +119,12 @@ def test_a_criterion_of_nobody_has_no_origin():
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapper_without_the_other_says_what_it_takes(wrapper):
-    with pytest.raises(InvalidValueError, match=rf"{wrapper}.*criterion.*\(criterion"):
+    with pytest.raises(InvalidValueError, match=rf"{wrapper}.*missing.*'criterion'"):
         criterion_from(wrapper)
-    with pytest.raises(UnknownNameError, match="no criteria called 'magnitued'"):
+    made = type(criterion_from({"name": wrapper, "criterion": "magnitude"}))
+    with pytest.raises(InvalidValueError, match=rf"{made.__name__}.*missing.*'criterion'"):
+        criterion_from(made)
+    with pytest.raises(UnknownNameError, match="no criterion called 'magnitued'"):
         criterion_from({"name": wrapper, "criterion": "magnitued"})
 
 

@@ -12,6 +12,7 @@ PACKAGES = {
     "ltcore": "ltcore",
     "ltcore_torch": "backends/ltcore_torch",
     "ltcore_keras": "backends/ltcore_keras",
+    "ltcore_jax": "plugins/ltcore_jax",
     "ltcore_demo": "plugins/ltcore_demo",
     "ltcore_gradient_criteria": "plugins/ltcore_gradient_criteria",
 }
@@ -44,7 +45,9 @@ def test_top_level_names(wheel):
 def test_every_tracked_file_is_inside(wheel):
     names = set(wheel.namelist())
     for package, folder in PACKAGES.items():
-        files = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed")]
+        files = [
+            p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".typed", ".template")
+        ]
         assert files
         for path in files:
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names
@@ -53,7 +56,7 @@ def test_every_tracked_file_is_inside(wheel):
 def test_entry_points_and_dependencies(wheel):
     (points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     text = wheel.read(points).decode()
-    for line in ("builtin = ltcore.builtin", "torch = ltcore_torch", "keras = ltcore_keras",
+    for line in ("builtin = ltcore.builtin", "torch = ltcore_torch", "keras = ltcore_keras", "jax = ltcore_jax",
                  "gradient-criteria = ltcore_gradient_criteria",
                  "ltcore = ltcore.cli:main"):  # fmt: skip
         assert line in text

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 import ltcore as lt
 from ltcore.allocation import Rate, Sparsity, by_global, by_layer
+from ltcore.discovery import registry
 from ltcore.errors import InvalidValueError, NonFiniteError
 from ltcore.nm_pattern import NM
 from ltcore.options import pattern_from
 from ltcore.parameters import ParamInfo, in_canonical_order
 from ltcore.patterns import Cut
-from ltcore.plugins import registry
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.shares import Erk, uniform
 from ltcore.testing import PatternConformance
 from ltcore.unit_patterns import Block, Channel, InputChannel
 
-OFFERED = [name for name, offer in registry().offers["patterns"].items()
+OFFERED = [name for name, offer in registry().offers["pattern"].items()
            if offer.spec.target.startswith("ltcore.") and name != "n:m"]  # fmt: skip
 MORE = {
     "2:4": "2:4", "1:2": "1:2", "4:8": "4:8", "3:4": "3:4", "1:8": "1:8",
@@ -417,6 +417,32 @@ def test_2_4_needs_no_sparsity_and_holds_along_the_canonical_inputs(twins):
     ) as hold:  # behind the flatten: not along Keras's memory
         native = [mask for name, mask in hold.masks.items() if mask.shape == (16, 64)][0]
         assert not all(sum(native[p] for p in g) == 2 for g in groups_of(native, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts"),
+    [({"rounds": 4, "rate": 0.2}, "0.5904"), ({"sparsity": 0.6}, "0.6 is"),
+     ({"rounds": 3, "sparsity": 0.51}, "0.51 is")],
+)  # fmt: skip
+def test_a_search_beyond_the_pattern_is_refused_before_it_trains(twins, asked, facts):
+    def train(model):
+        raise AssertionError("trained")
+
+    with pytest.raises(InvalidValueError, match=f"'2:4' allows a sparsity of 0.5 at most.*{facts}"):
+        lt.find_ticket(twins.model, train, pattern="2:4", **asked)
+    assert lt.held(twins.model) is None
+    with pytest.raises(InvalidValueError, match="0.9 is asked for"):
+        lt.prune_gradually(twins.model, 0.9, begin=0, end=8, every=4, pattern="2:4")
+    assert lt.held(twins.model) is None
+
+
+def test_several_passes_end_at_the_pattern(twins):
+    from ltcore.criteria import FunctionCriterion
+
+    rule = FunctionCriterion("four", lambda p: np.abs(p.weight), passes=4)
+    with lt.prune(twins.model, pattern="4:8", criterion=rule, prunable=["[257].weight"]) as hold:
+        for mask in hold.masks.values():
+            assert all(sum(mask[p] for p in g) == 4 for g in groups_of(mask, 1, 8))
 
 
 def test_one_warning_names_all_that_does_not_fit(twins):

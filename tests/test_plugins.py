@@ -1,37 +1,47 @@
 """The door: who is found, who is refused, and what is not imported on the way."""
 
+import re
 import subprocess
 import sys
 import types
 import warnings
 
+import numpy as np
 import pytest
 
 import ltcore as lt
-from ltcore import hookspecs, plugins
-from ltcore.errors import MissingDependencyError, ModelError, PluginError, UnknownNameError
+from ltcore import discovery, hookspecs, plugins
+from ltcore.errors import (
+    InvalidValueError,
+    MissingDependencyError,
+    ModelError,
+    PluginError,
+    SelectorError,
+    UnknownNameError,
+)
 from ltcore.hookspecs import BackendSpec, Spec, hookimpl
+from ltcore.options import policy_from, schedule_from
 
 
 @pytest.fixture
 def entries(monkeypatch):
     """Return a function that adds entry points made of in-memory modules."""
-    real = list(plugins.entry_points(group="ltcore"))
+    real = list(discovery.entry_points(group="ltcore"))
     added = []
 
     class Entry:
-        def __init__(self, name, load):
-            self.name, self.value, self.load = name, f"{name}_module", load
-            self.dist = types.SimpleNamespace(name=f"{name}-dist", version="1.2")
+        def __init__(self, name, load, value="", dist=""):
+            self.name, self.value, self.load = name, value or f"{name}_module", load
+            self.dist = types.SimpleNamespace(name=dist or f"{name}-dist", version="1.2")
 
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [*reversed(added), *real])
-    plugins.registry.cache_clear()
+    monkeypatch.setattr(discovery, "entry_points", lambda group: [*reversed(added), *real])
+    discovery.registry.cache_clear()
 
-    def add(name, **hooks):
+    def add(name, value="", dist="", **hooks):
         module = types.ModuleType(name)
         for hook, function in hooks.items():
             setattr(module, hook, hookimpl(function))
-        added.append(Entry(name, lambda: module))
+        added.append(Entry(name, lambda: module, value, dist))
 
     def add_broken(name, error):
         def load():
@@ -40,32 +50,35 @@ def entries(monkeypatch):
         added.append(Entry(name, load))
 
     add.broken = add_broken
+    add.lazily = lambda name, load: added.append(Entry(name, load))
     yield add
-    plugins.registry.cache_clear()
+    discovery.registry.cache_clear()
 
 
 def test_what_ltcore_ships_comes_in_by_the_public_door():
-    offers = plugins.registry().offers
-    assert {"magnitude", "random"} <= offers["criteria"].keys()
-    assert {"torch", "keras", "numpy"} <= offers["backends"].keys()
-    assert {"initialization", "trained", "reinit"} <= offers["rewind_policies"].keys()
-    assert {"constant", "to-sparsity", "one-shot"} <= offers["schedules"].keys()
-    assert {"global", "layer"} <= offers["allocations"].keys()
+    offers = discovery.registry().offers
+    assert {"magnitude", "random"} <= offers["criterion"].keys()
+    assert {"torch", "keras", "numpy"} <= offers["backend"].keys()
+    assert {"initialization", "trained", "reinit"} <= offers["rewind-policy"].keys()
+    assert {"constant", "to-sparsity", "one-shot"} <= offers["schedule"].keys()
+    assert {"global", "layer"} <= offers["allocation"].keys()
     assert all(o.origin.startswith("ltcore ") for kind in offers.values() for o in kind.values())
 
 
-@pytest.mark.parametrize("kind", ["criteria", "rewind_policies", "schedules", "allocations"])
+@pytest.mark.parametrize(
+    "kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"]
+)
 def test_every_shipped_target_loads(kind):
-    for name in plugins.registry().offers[kind]:
+    for name in discovery.registry().offers[kind]:
         assert plugins.load(kind, name) is not None
 
 
-@pytest.mark.parametrize("kind", plugins.KINDS)
+@pytest.mark.parametrize("kind", discovery.KINDS)
 def test_every_kind_has_a_hook_that_plugins_can_use(entries, kind):
-    spec = BackendSpec if kind == "backends" else Spec
-    hook = f"ltcore_register_{kind}"
+    spec = BackendSpec if kind == "backend" else Spec
+    hook = f"ltcore_register_{discovery.KINDS[kind]}"
     entries("mine", **{hook: lambda: [spec("my-thing", "ltcore.weight_criteria:magnitude")]})
-    offered = plugins.registry().offers[kind]["my-thing"]
+    offered = discovery.registry().offers[kind]["my-thing"]
     assert offered.origin == "mine-dist 1.2"
     assert plugins.load(kind, "my-thing").name == "magnitude"
 
@@ -92,27 +105,27 @@ def test_two_offers_of_one_name_are_an_error_naming_both(entries):
     entries("one", ltcore_register_criteria=lambda: offer[0])
     entries("two", ltcore_register_criteria=lambda: offer[1])
     with pytest.raises(PluginError, match="'same'.*a.b:c of one-dist 1.2.*d.e:f of two-dist 1.2"):
-        plugins.registry()
+        discovery.registry()
 
 
 def test_a_broken_plugin_is_one_warning_and_the_original_error_on_request(entries):
     original = RuntimeError("no such wheel")
     entries.broken("wreck", original)
-    with pytest.warns(plugins.PluginWarning, match="'wreck' of wreck-dist 1.2.*no such wheel"):
-        assert "magnitude" in plugins.registry().offers["criteria"]
+    with pytest.warns(discovery.PluginWarning, match="'wreck' of wreck-dist 1.2.*no such wheel"):
+        assert "magnitude" in discovery.registry().offers["criterion"]
     with pytest.raises(RuntimeError) as caught:
-        plugins.load("criteria", "wreck")
+        plugins.load("criterion", "wreck")
     assert caught.value is original
-    with pytest.raises(UnknownNameError, match=r"failed to load: \['wreck'\]"):
-        plugins.load("criteria", "else")
+    with pytest.raises(UnknownNameError, match="failed to load: wreck"):
+        plugins.load("criterion", "else")
 
 
 def test_a_misspelt_hook_is_found(entries):
     entries("typo", ltcore_register_criterions=lambda: [])
-    with pytest.warns(plugins.PluginWarning, match="'typo'.*ltcore_register_criterions"):
-        registry = plugins.registry()
+    with pytest.warns(discovery.PluginWarning, match="'typo'.*ltcore_register_criterions"):
+        registry = discovery.registry()
     assert "typo" in registry.broken
-    assert "magnitude" in registry.offers["criteria"]
+    assert "magnitude" in registry.offers["criterion"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,7 @@ def test_the_environment_limits_plugins(entries, monkeypatch, listed, there):
         monkeypatch.delenv("LTCORE_PLUGINS", raising=False)
     else:
         monkeypatch.setenv("LTCORE_PLUGINS", listed)
-    offers = plugins.registry().offers["criteria"]
+    offers = discovery.registry().offers["criterion"]
     assert offers.keys() & {"a", "b"} == there
     assert "magnitude" in offers, "the core is always there"
 
@@ -141,10 +154,11 @@ def test_a_missing_framework_names_the_extra(entries):
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(UnknownNameError, match="no criteria called 'magnitued'.*'magnitude'"):
-        plugins.load("criteria", "magnitued")
-    with pytest.raises(UnknownNameError, match="no backends called 'jax'"):
-        plugins.backend_named("jax")
+    with pytest.raises(UnknownNameError, match="no criterion called 'magnitued'; did you mean "
+                       r"'magnitude'\? There are: .*magnitude.*random"):  # fmt: skip
+        plugins.load("criterion", "magnitued")
+    with pytest.raises(UnknownNameError, match=r"no backend called 'mars'\. There are: .*numpy"):
+        plugins.backend_named("mars")
 
 
 def test_a_model_nobody_drives_is_refused():
@@ -162,7 +176,7 @@ def test_the_nearest_ancestor_decides(entries):
                         roots=(name,))])  # fmt: skip
     seen = []
     plugins_instance = plugins._instance
-    plugins._instance = lambda spec: seen.append(spec.name)
+    plugins._instance = lambda offer: seen.append(offer.spec.name)
     try:
         plugins.detect(user())
         plugins.detect(base())
@@ -172,23 +186,248 @@ def test_the_nearest_ancestor_decides(entries):
     entries(
         "rival", ltcore_register_backends=lambda: [BackendSpec("rival", "x:y", roots=("beta",))]
     )
-    plugins.registry.cache_clear()
+    discovery.registry.cache_clear()
     with pytest.raises(PluginError, match="beta.*rival"):
         plugins.detect(user())
 
 
 def test_a_criterion_by_decorator_is_known_by_name_and_may_be_redefined():
-    @lt.criterion("test-once")
-    def first(param):
-        return -abs(param.weight)
+    def cell(sign):
+        @lt.criterion("test-once", passes=2)
+        def rule(param):
+            return sign * abs(param.weight)
 
-    @lt.criterion("test-once")
-    def second(param):
-        return abs(param.weight)
+        return rule
 
-    assert plugins.load("criteria", "test-once") is second
-    with pytest.raises(PluginError, match="'magnitude' exists already.*ltcore"):
+    cell(1)
+    second = cell(-1)
+    assert plugins.load("criterion", "test-once") is second
+    assert second.passes == 2
+
+
+def test_another_ones_name_is_refused_naming_both():
+    @lt.register("allocation", "test-mine")
+    def first(goal, masks, infos):
+        return []
+
+    with pytest.raises(PluginError, match=r"allocation 'test-mine' exists already: .*first of this "
+                       r"process; .*second needs another name"):  # fmt: skip
+
+        @lt.register("allocation", "test-mine")
+        def second(goal, masks, infos):
+            return []
+
+    assert plugins.load("allocation", "test-mine") is first
+    with pytest.raises(
+        PluginError, match=r"'magnitude' exists already: .* of ltcore \S+; .*<lambda>"
+    ):
         lt.criterion("magnitude")(lambda param: param.weight)
+    assert plugins.load("criterion", "magnitude").name == "magnitude"
+
+
+class Whole:
+    """A pattern with one unit for each parameter."""
+
+    name, sparsity = "test-whole", None
+
+    def misfit(self, info):
+        return ""
+
+    def units(self, mask, info):
+        return mask.any(keepdims=True).reshape(1)
+
+    def pool(self, scores, mask, info):
+        return scores.sum().reshape(1)
+
+    def spread(self, units, info):
+        return np.broadcast_to(units.reshape([1] * len(info.shape)), info.shape)
+
+
+def each_way(goal, masks, infos):
+    return [lt.Group((name,), masks.counts[name][0] // 2) for name in masks]
+
+
+class EachWay:
+    def __init__(self, keep=1):
+        self.keep = keep
+
+    def __call__(self, goal, masks, infos):
+        return [lt.Group((name,), masks.counts[name][0] - self.keep) for name in masks]
+
+
+def to_half(rounds=3):
+    return lt.ToSparsity(0.5, rounds)
+
+
+def dense(width=4):
+    from ltcore.testing import Linear, NumpyModel
+
+    return NumpyModel([Linear(3, width), Linear(width, 2)])
+
+
+def kept(model, **options):
+    hold = lt.prune(model, 0.5, **options)
+    return [count for count, _ in hold.masks.counts.values()]
+
+
+def test_an_allocation_may_be_a_function_a_class_or_an_object():
+    lt.register("allocation", "test-function", each_way)
+    lt.register("allocation", "test-class", EachWay)
+    lt.register("allocation", "test-object", EachWay(2))
+    assert kept(dense(), scope="test-function") == [6, 4]
+    assert kept(dense(), scope="test-class") == [1, 1]
+    assert kept(dense(), scope={"name": "test-class", "keep": 3}) == [3, 3]
+    assert kept(dense(), scope="test-object") == [2, 2]
+
+
+def test_a_pattern_may_be_a_class_a_function_or_an_object():
+    lt.register("pattern", "test-class", Whole)
+    lt.register("pattern", "test-object", Whole())
+    lt.register("pattern", "test-function", lambda: Whole())
+    for name in ("test-class", "test-object", "test-function"):
+        with pytest.warns(UserWarning, match="no weight survives"):
+            assert kept(dense(), pattern=name, criterion=lambda p: p.weight * 0) == [12, 0]
+
+
+def test_a_schedule_may_be_a_function_a_class_or_an_object():
+    lt.register("schedule", "test-function", to_half)
+    lt.register("schedule", "test-class", lt.OneShot)
+    lt.register("schedule", "test-object", lt.ToSparsity(0.25, 2))
+    assert schedule_from("test-function", None, None, None) == lt.ToSparsity(0.5, 3)
+    assert schedule_from("test-function", 2, None, None) == lt.ToSparsity(0.5, 2)
+    assert schedule_from("test-class", None, None, 0.9) == lt.OneShot(0.9)
+    assert schedule_from("test-object", None, None, None) == lt.ToSparsity(0.25, 2)
+
+
+def test_a_rewind_policy_may_be_a_function_a_class_or_an_object():
+    lt.register("rewind-policy", "test-function", lambda: lt.ToStep(3))
+    lt.register("rewind-policy", "test-class", lt.ToStep)
+    lt.register("rewind-policy", "test-object", lt.ToStep(5))
+    found = ["test-function", {"name": "test-class", "step": 4}, "test-object"]
+    assert [policy_from(given).step for given in found] == [3, 4, 5]
+
+
+def test_a_criterion_may_be_a_function_a_class_or_an_object():
+    class Signed:
+        name, needs, elementwise = "signed", frozenset(), True
+
+        def __init__(self, sign=1):
+            self.sign = sign
+
+        def score(self, param):
+            return self.sign * param.weight
+
+    lt.register("criterion", "test-function", lambda param: param.weight)
+    lt.register("criterion", "test-class", Signed)
+    lt.register("criterion", "test-object", Signed(-1))
+    masks = {}
+    for given in ("test-function", "test-class", {"name": "test-class", "sign": -1}, "test-object"):
+        masks[str(given)] = lt.prune(dense(), 0.5, criterion=given).masks
+    highest, same, lowest, object_ = masks.values()
+    assert highest == same != lowest == object_
+
+
+def test_a_backend_may_be_registered_with_the_classes_it_drives():
+    from ltcore.testing import ReferenceBackend
+
+    class Mine(ReferenceBackend):
+        name = "test-mine"
+
+    assert lt.register("backend", "test-mine", Mine, roots=["test_of_mine"]) is Mine
+    model = type("Net", (), {"__module__": "test_of_mine.nets"})()
+    assert type(plugins.detect(model)) is Mine
+    assert plugins.backend_named("test-mine") is plugins.detect(model)
+
+
+def test_what_is_registered_is_checked():
+    with pytest.raises(UnknownNameError, match=r"no kind 'alocation'; did you mean 'allocation'\?"):
+        lt.register("alocation", "x", each_way)
+    with pytest.raises(InvalidValueError, match="name of a criterion is ''"):
+        lt.criterion("")
+    with pytest.raises(InvalidValueError, match=r"needs \['gradeint'\]"):
+        lt.criterion("test-needs", needs="gradeint")(lambda param: param.weight)
+    lt.register("pattern", "test-number", 3)
+    with pytest.raises(InvalidValueError, match="'test-number', which stands for 3"):
+        lt.prune(dense(), 0.5, pattern="test-number")
+    lt.register("schedule", "test-wrong", lambda: 3)
+    with pytest.raises(
+        InvalidValueError, match=r"'test-wrong', which stands for 3.* rounds and goal"
+    ):
+        schedule_from("test-wrong", None, None, None)
+
+
+def test_options_that_are_not_there_are_answered_with_the_closest():
+    lt.register("allocation", "test-keep", EachWay)
+    with pytest.raises(InvalidValueError, match=r"the allocation 'test-keep' does not take 'kep'; "
+                       r"did you mean 'keep'\? It takes keep=1"):  # fmt: skip
+        lt.prune(dense(), 0.5, scope={"name": "test-keep", "kep": 2})
+    lt.register("rewind-policy", "test-class", lt.ToStep)
+    with pytest.raises(InvalidValueError, match=r"rewind-policy 'test-class' does not take \{\}"):
+        policy_from("test-class")
+
+
+@pytest.mark.parametrize(
+    ("selector", "meant"),
+    [
+        ("@outptu", "@output"),
+        ("@Linaer", "@linear"),
+        ("layers.1.wieght", "layers.1.weight"),
+        ("layer.*", "layers.*"),
+        ("*.wieght", "*.weight"),
+    ],
+)
+def test_selectors_are_answered_with_the_closest(selector, meant):
+    with pytest.raises(SelectorError, match=rf"did you mean '{re.escape(meant)}'") as caught:
+        lt.prune(dense(), {selector: 0.5})
+    assert "'layers.0.weight', 'layers.1.weight'" in str(caught.value)
+    with pytest.raises(SelectorError, match=rf"prunable: .*did you mean '{re.escape(meant)}'"):
+        lt.prune(dense(), 0.5, prunable=[selector])
+
+
+def test_a_plugin_may_register_things_while_it_is_imported(entries):
+    """A plugin of one file: the decorator, and the hook that offers what it made."""
+
+    def imported():
+        module = types.ModuleType("one_file")
+
+        @lt.criterion("test-one-file")
+        def rule(param):
+            return param.weight
+
+        rule.function.__module__, rule.function.__qualname__ = "one_file", "rule"
+        module.rule = rule
+        module.ltcore_register_criteria = hookimpl(lambda: [Spec("other-name", "one_file:rule")])
+        return module
+
+    entries.lazily("one", imported)
+    assert "other-name" in discovery.registry().offers["criterion"]
+    assert plugins.load("criterion", "test-one-file")
+
+
+def test_two_plugins_of_one_name_are_an_error_naming_both(entries):
+    entries("twin")
+    entries("twin", value="other_module", dist="other-dist")
+    both = "'twin': other_module of other-dist 1.2, and twin_module of twin-dist 1.2"
+    with pytest.raises(PluginError, match=f"two plugins are called {both}"):
+        discovery.registry()
+
+
+@pytest.mark.parametrize("specs", [lambda: 1 / 0, lambda: ["magnitude"], lambda: None])
+def test_a_plugin_whose_hook_fails_is_one_warning_and_the_rest_works(entries, specs):
+    entries("bad", ltcore_register_patterns=lambda: [Spec("half-offered", "x:y")],
+            ltcore_register_criteria=specs)  # fmt: skip
+    with pytest.warns(discovery.PluginWarning, match="'bad' of bad-dist 1.2 cannot be used"):
+        registry = discovery.registry()
+    assert "half-offered" not in registry.offers["pattern"]
+    assert "magnitude" in registry.offers["criterion"]
+
+
+def test_a_target_that_cannot_be_imported_names_plugin_and_target(entries):
+    specs = [Spec("lost", "no_such_module:rule"), Spec("gone", "ltcore.axes:no_such_rule")]
+    entries("lost", ltcore_register_criteria=lambda: specs)
+    for name, why in (("lost", "ModuleNotFoundError"), ("gone", "AttributeError")):
+        with pytest.raises(PluginError, match=f"criterion '{name}' of lost-dist 1.2 .*{why}"):
+            plugins.load("criterion", name)
 
 
 def test_a_decorated_function_may_be_the_target_of_its_own_spec(entries):
@@ -200,13 +439,13 @@ def test_a_decorated_function_may_be_the_target_of_its_own_spec(entries):
 
     own_rule.__qualname__ = "own_rule"
     made = lt.criterion("test-own")(own_rule)
-    assert plugins.load("criteria", "test-own") is made
+    assert plugins.load("criterion", "test-own") is made
 
 
 def test_the_environment_warns_of_names_that_are_not_there(entries, monkeypatch):
     monkeypatch.setenv("LTCORE_PLUGINS", "torch,no-such")
-    with pytest.warns(plugins.PluginWarning, match="no-such"):
-        plugins.registry()
+    with pytest.warns(discovery.PluginWarning, match="no-such"):
+        discovery.registry()
     with pytest.raises(ModelError, match="LTCORE_PLUGINS limits"):
         plugins.detect(object())
 
@@ -218,7 +457,7 @@ def test_hook_names_and_arguments_are_stable():
     hooks = {n: [*inspect.signature(f).parameters] for n, f in vars(hookspecs).items()
              if n.startswith("ltcore_")}  # fmt: skip
     assert hooks == {
-        **{f"ltcore_register_{kind}": [] for kind in plugins.KINDS},
+        **{f"ltcore_register_{kinds}": [] for kinds in discovery.KINDS.values()},
         "ltcore_round_finished": ["round"],
         "ltcore_ticket_metadata": ["ticket"],
     }
@@ -231,7 +470,7 @@ FRAMEWORKS = "{'torch', 'tensorflow', 'keras', 'jax', 'matplotlib', 'sklearn', '
     "code",
     [
         "import ltcore",
-        "import ltcore.plugins; assert ltcore.plugins.registry().offers['backends']['torch']",
+        "import ltcore.discovery; assert ltcore.discovery.registry().offers['backend']['torch']",
         "import ltcore_torch, ltcore_keras",
         "import ltcore.testing",
         "import ltcore_demo",
@@ -243,7 +482,7 @@ def test_what_is_not_imported(code):
 
 
 def test_warnings_are_of_their_own_category():
-    assert issubclass(plugins.PluginWarning, UserWarning)
+    assert issubclass(discovery.PluginWarning, UserWarning)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plugins.registry()
+        discovery.registry()

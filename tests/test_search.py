@@ -272,7 +272,7 @@ def test_bad_input_is_refused_before_anything_is_trained():
         with pytest.raises(InvalidValueError, match=message):
             lt.find_ticket(model, loop, **options)
     for options in ({"criterion": "no-such"}, {"scope": "no-such"}, {"rewind_to": "no-such"}):
-        with pytest.raises(lt.LtcoreError, match="no-such.*there are"):
+        with pytest.raises(lt.LtcoreError, match="no-such.*There are"):
             lt.find_ticket(model, loop, rounds=1, rate=0.2, **options)
     assert not loop.starts
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -473,7 +473,7 @@ def test_numbers_of_numpy_and_schedules_by_name():
     assert search.ticket.masks.kept == 459
     with pytest.raises(InvalidValueError, match="schedule= is given, and also"):
         lt.find_ticket(convnet(), loop, schedule=lt.OneShot(0.5), rounds=3)
-    with pytest.raises(InvalidValueError, match="'one-shot' does not take.*rounds"):
+    with pytest.raises(InvalidValueError, match="'one-shot' does not take 'rounds'"):
         lt.find_ticket(convnet(), loop, schedule="one-shot", sparsity=0.5, rounds=3)
     for options in ({"criterion": 3}, {"scope": None}, {"rewind_to": None}, {"rewind_to": 2.0}):
         with pytest.raises(InvalidValueError, match="expected"):

@@ -704,3 +704,19 @@ def test_callback_prunes_and_scores_on_the_way():
     pruned = ~fewer["0.weight"]
     assert not BACKEND.read(model, structure)["0.weight"][pruned].any()
     assert all(gradient[pruned].all() for gradient in found), "pruned weights have gradients"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch
+def test_callback_is_not_called_inside_a_compiled_step():
+    torch._dynamo.reset()
+    model, heard = net(), []
+    watch = BACKEND.watch(model, BACKEND.describe(model), [2], heard.append)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    x, y = data(5, 3)
+    for _ in range(3):
+        MSE(model(x), y).backward()
+        compiled()
+    assert watch.steps == 3
+    assert list(watch.snapshots) == [2]
+    assert not heard

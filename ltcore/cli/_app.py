@@ -1,6 +1,7 @@
 """The commands as one program, and what becomes of an error in any of them."""
 
 import os
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,9 @@ from ltcore._version import __version__
 from ltcore.cli._output import printable
 from ltcore.cli.convert import convert
 from ltcore.cli.demo import demo
+from ltcore.cli.new_plugin import new_plugin
 from ltcore.cli.plugins import plugins
+from ltcore.cli.prune import prune
 from ltcore.cli.show import show
 from ltcore.cli.verify import verify
 from ltcore.errors import LtcoreError
@@ -22,7 +25,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; ``LTCORE_TRACEBACK=1`` lets the traceback through."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # `| head` is no error; typer knows what to do
         except (LtcoreError, OSError) as error:
@@ -30,6 +35,11 @@ class Commands(TyperGroup):
                 raise
             typer.echo(f"error: {printable(error)}", err=True)
             raise typer.Exit(1) from None
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning without the line of code that gave it, which is no user's business."""
+    typer.echo(f"warning: {printable(message)}", err=True)
 
 
 app = typer.Typer(
@@ -59,7 +69,7 @@ def _root(
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Lottery tickets for PyTorch and Keras: look at them, check, convert, see one found."""
+    """Lottery tickets for PyTorch and Keras: look at them, check, convert, prune, see one found."""
 
 
 for command, example in (
@@ -67,6 +77,8 @@ for command, example in (
     (show, "ltcore show demo-out/digits.safetensors"),
     (verify, "ltcore verify *.safetensors"),
     (convert, "ltcore convert sparse.pt mine.safetensors --model nets:lenet"),
+    (prune, "ltcore prune dense.pt --model nets:lenet --sparsity 0.9 -o mine.safetensors"),
     (plugins, "ltcore plugins --json"),
+    (new_plugin, "ltcore new-plugin criterion my-rule"),
 ):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)

@@ -19,6 +19,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "conv.weight": (3, 2, 3, 3),
     "conv.bias": (3,),
     "norm.running_mean": (3,),
+    "norm.num_batches_tracked": (),
     "dense.weight": (4, 27),
     "dense.bias": (4,),
 }
@@ -131,6 +132,9 @@ class RewindConformance:
 def _params(seed: int, scale: float) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     return {
-        name: (scale * rng.standard_normal(shape)).astype(np.float32)
+        name: np.asarray(
+            scale * rng.standard_normal(shape) if shape else seed,
+            np.float32 if shape else np.int64,  # a counter
+        )
         for name, shape in SHAPES.items()
     }

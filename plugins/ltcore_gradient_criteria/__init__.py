@@ -14,17 +14,17 @@ def ltcore_register_criteria() -> Iterable[Spec]:
     """Offer the criteria."""
     sensitivity = "ltcore_gradient_criteria.sensitivity"
     return [
-        Spec("gradient", f"{sensitivity}:gradient", "|g|; needs batches, loss"),
-        Spec("snip", f"{sensitivity}:snip", "|w g|; needs batches, loss"),
-        Spec("taylor", f"{sensitivity}:taylor", "(w g)^2; needs batches, loss"),
-        Spec("fisher", f"{sensitivity}:fisher", "w^2 F / 2; needs batches, loss"),
-        Spec("grasp", f"{sensitivity}:grasp", "w (H g); needs batches, loss"),
+        Spec("gradient", f"{sensitivity}:gradient", "|g|"),
+        Spec("snip", f"{sensitivity}:snip", "|w g|"),
+        Spec("taylor", f"{sensitivity}:taylor", "(w g)^2"),
+        Spec("fisher", f"{sensitivity}:fisher", "w^2 F / 2"),
+        Spec("grasp", f"{sensitivity}:grasp", "w (H g)"),
         Spec(
             "synflow", "ltcore_gradient_criteria.flow:SynFlow",
-            "|w| times the flow, in 100 passes; needs no data, but example",
+            "|w| times the flow, in 100 passes; no data, but example=",
         ),
         Spec(
             "wanda", "ltcore_gradient_criteria.wanda:Wanda",
-            "|w| times the norm of its input, per output; needs batches",
+            "|w| times the norm of its input, per output",
         ),
     ]  # fmt: skip

@@ -55,8 +55,9 @@ def _attached(found: Inventory, structure: Structure, wanted: Sequence[str]) -> 
         layer = layers.get(site.name)
         if role.name != "weight" or site.kind not in _KINDS or layer is None:
             raise CapabilityError(
-                f"{name!r} is a {role.name} of kind {site.kind!r}; activations are there for "
-                "kernels of dense and convolutional layers"
+                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or its layer is not "
+                "called as a whole; activations are there for kernels of dense and convolutional "
+                "layers"
             )
         meters[name] = _Meter(layer)
         observe(layer.module, meters[name])
@@ -67,7 +68,7 @@ class _Meter:
     """Adds up the squares of what each weight of a layer multiplies.
 
     The sum over all positions is the derivative, by the kernel, of the sum of what the layer makes
-    of squared inputs: whatever strides, paddings and groups do, it does the same.
+    of squared inputs, whatever strides, paddings and groups do.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -78,17 +79,18 @@ class _Meter:
     def __call__(
         self, layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        result = call(*args, **kwargs)
+        result = call(layer, *args, **kwargs)
         squares = jnp.square(jnp.asarray(args[0]).astype(jnp.float32))
-        kernel = layer.kernel.get_value()
+        graph, state = nnx.split(layer)
 
         def total(weights: Any) -> Any:
-            layer.kernel.set_value(weights)
-            try:
-                return jnp.sum(call(squares, *args[1:], **kwargs).astype(jnp.float32))
-            finally:
-                layer.kernel.set_value(kernel)
+            twin = nnx.merge(graph, state, copy=True)
+            twin.kernel.set_value(weights)
+            if self._layer.kind == "conv_transpose":
+                twin.padding = "VALID"  # its inputs count, be their outputs cropped or not
+            return jnp.sum(call(twin, squares, *args[1:], **kwargs).astype(jnp.float32))
 
+        kernel = layer.kernel.get_value()
         self.total = self.total + jax.grad(total)(kernel.astype(jnp.float32))
         inner = args[0] if self._layer.kind == "conv_transpose" else result
         self.places += inner.size // self._width(layer)

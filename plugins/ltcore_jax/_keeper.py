@@ -206,7 +206,8 @@ class Keeper:
 
 def mark_of(layer: Any) -> Mark | None:
     """Return the mark that a layer carries."""
-    return vars(layer).get(ATTRIBUTE)
+    found: Mark | None = vars(layer).get(ATTRIBUTE)
+    return found
 
 
 def unmark(layer: Any) -> None:

@@ -14,21 +14,20 @@ _ATTRIBUTE = "_ltcore_observer"
 
 Call: TypeAlias = Callable[..., Any]
 Observer: TypeAlias = Callable[[Any, Call, Sequence[Any], Mapping[str, Any]], Any]
-"""``observer(layer, call, args, kwargs)`` returns what ``call(*args, **kwargs)`` does."""
+"""``observer(layer, call, args, kwargs)`` returns what ``call(layer, *args, **kwargs)`` does."""
 
 
 def observe(layer: nnx.Module, observer: Observer) -> None:
     """Let ``observer`` make the calls of ``layer``."""
-    object.__setattr__(layer, "__class__", _observed(type(layer)))
+    cls: Any = type(layer)
+    object.__setattr__(layer, "__class__", _observed(cls))
     setattr(layer, _ATTRIBUTE, observer)
 
 
 @cache
-def _observed(cls: type) -> type:
+def _observed(cls: Any) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  a method of the class
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return cls.__call__(self, *args, **kwargs)
+        return vars(self)[_ATTRIBUTE](self, cls.__call__, args, kwargs)
 
-        return vars(self)[_ATTRIBUTE](self, call, args, kwargs)
-
-    return type(cls)(cls.__name__, (cls,), {"__call__": __call__})
+    made: type = type(cls)(cls.__name__, (cls,), {"__call__": __call__})
+    return made

@@ -24,8 +24,8 @@ class Patch:
                 return around(original, *args, **kwargs)
             return original(*args, **kwargs)
 
-        self._ours: Any = method
-        self._ours.patch = self
+        self._ours = method
+        vars(method)["patch"] = self
         setattr(cls, name, method)
 
     def remove(self) -> None:

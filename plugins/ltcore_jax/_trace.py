@@ -86,16 +86,16 @@ class _Wrap:
     number: int
 
     def __call__(
-        self, _layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         if len(args) != 1 or not hasattr(args[0], "ndim") or jax.tree.leaves(dict(kwargs)):
-            return call(*args, **kwargs)  # a mask, say: the inside is looked at
+            return call(layer, *args, **kwargs)  # a mask, say: the inside is looked at
 
-        def layer(x: Any) -> Any:
-            return call(x, **kwargs)
+        def entered(x: Any) -> Any:
+            return call(layer, x, **kwargs)
 
-        layer.__name__ = f"ltcore_layer_{self.number}_{args[0].ndim}"
-        return jax.jit(layer)(jnp.asarray(args[0]))
+        entered.__name__ = f"ltcore_layer_{self.number}_{args[0].ndim}"
+        return jax.jit(entered)(jnp.asarray(args[0]))
 
 
 class _Run:

@@ -129,7 +129,7 @@ def _clear_slots(optimizer: Any, paths: set[Path], masks: Mapping[Path, Any]) ->
     )
     for keys, slot in slots:
         where = tuple(map(_key, keys))
-        owner = max((p for p in paths if where[-len(p) :] == p), key=len, default=None)
+        owner = max((p for p in paths if where[-len(p) :] == p), key=len, default=())
         if owner in masks and isinstance(slot, nnx.Variable):
             value = slot.get_value()
             if jnp.shape(value) == masks[owner].shape:
@@ -164,7 +164,7 @@ def _start_anew(keeper: Keeper, first: int, optimizer: Any, model: Any) -> None:
     keeper.stale[first] = jnp.bool_(False)
 
 
-_SCHEDULES = tuple(
+_SCHEDULES: Any = tuple(
     found
     for name in ("ScaleByScheduleState", "InjectHyperparamsState", "InjectStatefulHyperparamsState")
     if isinstance(found := getattr(optax, name, None), type)

@@ -15,7 +15,7 @@ from ltcore_jax._layouts import to_canonical
 from ltcore_jax._names import inventory
 from ltcore_jax._patch import Patch
 from ltcore_jax._updates import listen, settle
-from ltcore_jax._walk import is_traced
+from ltcore_jax._walk import is_traced, nodes
 
 _COMPILED: tuple[type, ...] = tuple(
     {type(nnx.jit(lambda: None, graph=graph)) for graph in (True, False)}
@@ -90,17 +90,23 @@ class JaxWatch:
         """Take note of a call of the model, or of what a compiled step has in its place."""
         if self._seen is not None or not args or not all(hasattr(x, "shape") for x in args):
             return
-        if any(map(is_traced, args)):
-            mark = mark_of(model)
-            if mark is None or not mark.is_root or mark.keeper is not self._keeper:
-                return
-            found = [np.zeros((1, *x.shape[1:]), x.dtype) for x in args]
-            self._keeper.example = _packed(found)
-        elif model is self._model():
-            found = [np.array(x[:1]) for x in args]
-        else:
+        if not self._is_ours(model):
             return
-        self._seen = _packed(found)
+        if any(map(is_traced, args)):
+            self._seen = _packed([np.zeros((1, *x.shape[1:]), x.dtype) for x in args])
+            self._keeper.example = self._seen
+        else:
+            self._seen = _packed([np.array(x[:1]) for x in args])
+
+    def _is_ours(self, model: Any) -> bool:
+        """Whether it is the model, or what a transformation has in its place; not a clone."""
+        if model is self._model():
+            return True
+        mark = mark_of(model)
+        if mark is None or not mark.is_root or mark.keeper is not self._keeper:
+            return False
+        variables = (node for _, node in nodes(model) if isinstance(node, nnx.Variable))
+        return any(is_traced(variable.get_value()) for variable in variables)
 
     def tell(self) -> None:
         """Call back, if there were updates since the last time and Python is not compiling."""

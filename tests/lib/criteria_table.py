@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+from ltcore.discovery import registry
 from ltcore.options import criterion_from
-from ltcore.plugins import registry
 
 MARK = "<!-- table -->"
 SOURCE = re.compile(
@@ -60,17 +60,23 @@ def rendered(gaps: dict[str, dict[str, float]]) -> str:
         + " |",
         "|---|---|---|---|" + "---|" * len(gaps),
     ]
-    for name, offer in registry().offers["criteria"].items():
+    for name, offer in registry().offers["criterion"].items():
         around = name in AROUND
         needs = criterion_from({"name": name, "criterion": "magnitude"} if around else name).needs
         score = offer.spec.summary.partition(";")[0].replace("|", "\\|")
         told = ", ".join(f"`{need}`" for need in sorted(needs)) or "weights"
         if around:
             told = ", ".join(["what the other needs", *(f"`{need}`" for need in sorted(needs))])
-        shown = [f"{found[name]:.0e}" if name in found else "not run" for found in gaps.values()]
+        shown = [_shown(found.get(name)) for found in gaps.values()]
         cells = [f"`{name}`", score, told, sources(offer.spec.target), *shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(gap: float | None) -> str:
+    if gap is None:
+        return "not run"
+    return f"{gap:.0e}" if gap else "0"
 
 
 AROUND = ("same_sign", "different_sign", "inverted", "shuffled")

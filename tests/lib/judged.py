@@ -128,7 +128,7 @@ class Keras:
     def loss(outputs, targets):
         import keras
 
-        return keras.ops.mean(keras.ops.square(outputs - targets))
+        return keras.ops.mean(keras.ops.square(keras.ops.subtract(outputs, targets)))
 
 
 SIDES = {"numpy": Reference, "torch": Torch, "keras": Keras}
