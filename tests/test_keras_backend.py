@@ -644,9 +644,15 @@ structure = backend.describe(model)
 x = np.ones((1, 3), "float32")
 found = backend.forward(model, structure, [x])[0]
 assert np.allclose(found, model.layers[0].kernel.value.sum(0), atol=1e-6)
-assert backend.capabilities == {"checkpoints"}
+assert backend.capabilities == {"activations", "checkpoints"}
+strengths = backend.activations(model, structure, [(3 * x, None)], ["dense.weight"])
+assert np.allclose(strengths["dense.weight"], np.full((2, 3), 3))
+loss = lambda a, b: a
 for act in (lambda: lt.prune(model, 0.5), lambda: backend.watch(model, structure, []),
-            lambda: backend.gradients(model, structure, [(x, x)], lambda a, b: a)):
+            lambda: backend.gradients(model, structure, [(x, x)], loss),
+            lambda: backend.fisher(model, structure, [(x, x)], loss),
+            lambda: backend.hvp(model, structure, [(x, x)], loss, {}),
+            lambda: backend.vjp(model, structure, [x], [x[:, :2]], backend.read(model, structure))):
     try:
         act()
     except lt.errors.CapabilityError as error:
@@ -655,4 +661,4 @@ for act in (lambda: lt.prune(model, 0.5), lambda: backend.watch(model, structure
     env = {**os.environ, "KERAS_BACKEND": "numpy"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("'numpy' cannot train; set KERAS_BACKEND to tensorflow, torch or") == 3
+    assert run.stdout.count("'numpy' cannot train; set KERAS_BACKEND to tensorflow, torch or") == 6
