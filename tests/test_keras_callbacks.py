@@ -1,5 +1,6 @@
 """A watch of a Keras model calls back between updates, and what the callback does takes effect."""
 
+import gc
 import weakref
 
 import numpy as np
@@ -207,6 +208,18 @@ def test_errors_reach_fit_and_nothing_stays():
     reference = weakref.ref(watch)
     del watch
     assert reference() is None
+
+
+def test_a_callback_does_not_keep_the_model_alive():
+    model = compiled(made())
+    watch = watched(model, lambda count: own(model))
+    fit(model, epochs=1)
+    died = weakref.ref(model)
+    assert watch.steps == 4
+    del model, watch
+    gc.collect()
+    assert died() is None
+    assert not _updates._ears
 
 
 def test_two_watches_and_one_that_stops_itself():
