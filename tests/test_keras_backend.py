@@ -81,6 +81,11 @@ BUILDERS = {
 class Hooks:
     optimizers = ("sgd", "clipped")  # tests/test_keras_hold.py has the others
 
+    def teardown_method(self):
+        """Stop what callbacks that know their model would keep alive: ears are the process's."""
+        for handle in self._handles:
+            (handle.stop if hasattr(handle, "stop") else handle.release)()
+
     def backend(self):
         return BACKEND
 

@@ -212,7 +212,7 @@ def test_errors_reach_fit_and_nothing_stays():
 
 def test_a_callback_does_not_keep_the_model_alive():
     model = compiled(made())
-    watch = watched(model, lambda count: own(model))
+    watch = watched(model, lambda count, model=model: own(model))
     fit(model, epochs=1)
     died = weakref.ref(model)
     assert watch.steps == 4
