@@ -92,6 +92,11 @@ def pools(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Pool, .
     )
 
 
+def argument_of(goal: Goal) -> str:
+    """Return the argument by which a user gives ``goal``."""
+    return "rate" if isinstance(goal, Rate) else "sparsity"
+
+
 def by_global(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
     """Let the parameters that share a selector entry compete."""
     return tuple(Group(pool.names, pool.remove) for pool in pools(goal, masks, infos))
@@ -116,7 +121,7 @@ def _removed(goal: Goal, masks: Masks, names: Sequence[str], amount: Fraction) -
 def _amounts(
     goal: Goal, masks: Masks, infos: Sequence[ParamInfo]
 ) -> dict[str, tuple[str, Fraction]]:
-    argument = "rate" if isinstance(goal, Rate) else "sparsity"
+    argument = argument_of(goal)
     table = goal.amounts if isinstance(goal.amounts, Mapping) else {"*": goal.amounts}
     if not table:
         raise InvalidValueError(f"{argument} is an empty mapping; expected {{selector: fraction}}")

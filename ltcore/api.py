@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypedDict, Unpack
 
-from ltcore.allocation import Allocation, Amounts, Sparsity
+from ltcore.allocation import Allocation, Amounts, Goal
 from ltcore.arrays import Array
 from ltcore.backend import Backend
 from ltcore.errors import HoldError, InvalidValueError, MaskError
@@ -16,20 +16,16 @@ from ltcore.options import (
     AnyPolicy,
     AnySchedule,
     Named,
-    allocation_from,
-    choices_of,
-    criterion_from,
-    pattern_from,
     plain,
     policy_from,
     prunable_from,
     schedule_from,
 )
-from ltcore.patterns import Pattern, check_reach
-from ltcore.pruning import Pruning, next_masks
+from ltcore.patterns import Pattern
+from ltcore.pruning import warn_if_beyond
+from ltcore.requests import prepare, to_sparsity
 from ltcore.search import Evaluate, Plan, Round, Train, check_resumes, check_train, run_rounds
-from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, rereadable
+from ltcore.signals import Batches, Loss
 from ltcore.ticket import Ticket, resolve_backend
 
 
@@ -94,44 +90,32 @@ def prune(
         SelectorError: a selector matches no parameter.
         ModelError: the model is not built, or no backend drives it.
     """
-    driver = resolve_backend(model, backend)
-    structure = driver.describe(model, example)
-    infos = prunable_from(structure, prunable)
+    request = prepare(
+        model,
+        to_sparsity(sparsity),
+        criterion=criterion,
+        scope=scope,
+        pattern=pattern,
+        prunable=prunable,
+        batches=batches,
+        loss=loss,
+        seed=seed,
+        example=example,
+        backend=backend,
+    )
+    driver = request.backend
     current = held_by(driver, model)
-    earlier = current.masks if current else {}
-    earlier_story = dict(current.story) if current else {}
-    whole = Masks.ones({info.name: info.shape for info in infos})
-    masks = Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()})
-    shape = pattern_from(pattern)
-    pruning = Pruning(
-        criterion_from(criterion), allocation_from(scope), _goal(sparsity, shape), infos, shape
-    )
-    subject = Subject(driver, model, structure, batches, loss)
-    check_measurable(subject, pruning.criterion)
-    chosen = next_masks(
-        pruning,
-        masks,
-        {"weight": driver.read(model, structure, masks)},
-        rereadable(subject, pruning.criterion),
-        generator(seed),
-    )
-    hold = hold_model(model, driver, structure, chosen, existing="tighten")
+    earlier = dict(current.story) if current else {}
+    (goal,) = request.goals
+    chosen = request.pruned(model, goal, request.start)
+    warn_if_beyond(request.pruning(goal), request.start, chosen)
+    hold = hold_model(model, driver, request.structure, chosen, existing="tighten")
     hold.story = {
-        **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),
-        "goal": {"sparsity": plain(pruning.goal.amounts)},
-        "seed": seed,
-        **({"earlier": earlier_story} if earlier_story else {}),
+        **request.story,
+        "goal": {"sparsity": plain(goal.amounts)},
+        **({"earlier": earlier} if earlier else {}),
     }
     return hold
-
-
-def _goal(sparsity: Amounts | None, pattern: Pattern | None) -> Sparsity:
-    wanted = sparsity if sparsity is not None or pattern is None else pattern.sparsity
-    if wanted is None:
-        raise InvalidValueError("sparsity is missing; 0.9 removes 90 % of the weights")
-    goal = Sparsity(wanted)
-    check_reach(pattern, [goal])
-    return goal
 
 
 def hold(
@@ -247,44 +231,34 @@ def iter_rounds(
         HoldError: the model is held already.
         NothingPrunableError, SelectorError, ModelError: as in `prune`.
     """
-    driver = resolve_backend(model, backend)
+    if held(model, backend=backend):
+        raise HoldError("the model is held already; release that hold before a search")
     check_train(train)
     policy = policy_from(rewind_to)
     check_resumes(policy, train)
-    if held_by(driver, model):
-        raise HoldError("the model is held already; release that hold before a search")
-    check_rereadable(batches, "one round")
-    structure = driver.describe(model, example)
-    rule, shape = criterion_from(criterion), pattern_from(pattern)
-    check_measurable(Subject(driver, model, structure, batches, loss), rule)
-    if shape and shape.sparsity is not None and rate is None and schedule is None:
-        sparsity = shape.sparsity if sparsity is None else sparsity
-    steps = schedule_from(schedule, rounds, rate, sparsity)
-    check_reach(shape, (steps.goal(index) for index in range(1, steps.rounds + 1)))
-    plan = Plan(
-        model=model,
-        backend=driver,
-        infos=prunable_from(structure, prunable),
-        schedule=steps,
-        criterion=rule,
-        allocation=allocation_from(scope),
-        pattern=shape,
-        policy=policy,
-        choices=choices_of(
-            driver,
-            criterion=criterion,
-            scope=scope,
-            pattern=pattern,
-            rewind_to=rewind_to,
-            schedule=schedule,
-        ),
-        seed=seed,
-        train=train,
-        evaluate=evaluate,
+
+    def goals(implied: Amounts | None) -> Sequence[Goal]:
+        alone = sparsity is None and rate is None and schedule is None
+        steps = schedule_from(schedule, rounds, rate, implied if alone else sparsity)
+        return [steps.goal(index) for index in range(1, steps.rounds + 1)]
+
+    request = prepare(
+        model,
+        goals,
+        criterion=criterion,
+        scope=scope,
+        pattern=pattern,
+        prunable=prunable,
         batches=batches,
         loss=loss,
+        seed=seed,
+        example=example,
+        backend=backend,
+        signals=("initial", "rewind"),
+        also={"rewind_to": rewind_to, "schedule": schedule},
+        once="one round",
     )
-    return run_rounds(plan, structure)
+    return run_rounds(Plan(model, request, policy, train, evaluate))
 
 
 class RoundOptions(TypedDict, total=False):

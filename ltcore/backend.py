@@ -171,8 +171,12 @@ class Backend(Protocol):
         Args:
             model: stays in the mode it is in.
             structure: of the model.
-            batches: pairs ``(inputs, targets)`` as the framework takes them.
-            loss: ``loss(outputs, targets)`` in the framework's own tensors.
+            batches: pairs ``(inputs, targets)``. ``inputs`` is what `describe` takes as
+                ``example``. ``targets``, be it one array or a tuple, list or dictionary of them,
+                is handed to the loss as it is, as one argument; a framework whose operations want
+                it makes tensors of its arrays and moves them to the model's device.
+            loss: ``loss(outputs, targets)`` in the framework's own tensors; one number, of shape
+                ``()``.
         """
         ...
 

@@ -1,6 +1,7 @@
 """What somebody probably meant, for errors about names that are not there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def closest(word: str, known: Iterable[str]) -> list[str]:
@@ -25,6 +26,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     found = closest(word, known)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def lacking(found: Any, parts: Sequence[str]) -> str:
+    """Return ``"; it has no 'this'"``, or nothing if ``found`` has all ``parts`` or none.
+
+    >>> lacking(3, ["real", "needs", "score"])
+    "; it has no 'needs', 'score'"
+    """
+    missing = [part for part in parts if not hasattr(found, part)]
+    if not 0 < len(missing) < len(parts):
+        return ""
+    return f"; it has no {', '.join(map(repr, missing))}"
 
 
 def _plain(name: str) -> str:

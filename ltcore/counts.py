@@ -3,6 +3,8 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from math import isfinite
+from numbers import Real
 
 from ltcore.errors import InvalidValueError
 
@@ -16,16 +18,22 @@ def fraction(value: float | Fraction, name: str) -> Fraction:
     Raises:
         InvalidValueError: not a number in [0, 1).
     """
-    try:
-        exact = value if isinstance(value, Fraction) else Fraction(repr(float(value)))
-    except (TypeError, ValueError):
-        exact = Fraction(-1)
+    exact = Fraction(-1)
+    if isinstance(value, Fraction):
+        exact = value
+    elif isinstance(value, Real) and isfinite(value):
+        exact = Fraction(repr(float(value)))
     if not 0 <= exact < 1 or isinstance(value, bool):
         raise InvalidValueError(
             f"{name} is {value!r}; expected a fraction of the weights, from 0 up to but not "
-            "including 1 (0.2 removes 20 %)"
+            f"including 1 (0.2 removes 20 %){_as_share(exact)}"
         )
     return exact
+
+
+def _as_share(percent: Fraction) -> str:
+    """Return what somebody probably meant who wrote percent."""
+    return f"; did you mean {float(percent / 100):g}?" if 1 < percent < 100 else ""
 
 
 def removed_by_rate(kept: int, rate: Fraction) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ltcore.arrays import Array
+from ltcore.closest import lacking
 from ltcore.errors import InvalidValueError
 from ltcore.parameters import ParamInfo
 
@@ -122,6 +123,8 @@ class Criterion(Protocol):
         rearrange: optional: a method ``rearrange(before, chosen, rng) -> masks``, the last word
             on the masks that the scores chose: as many kept in each parameter, none that was
             gone before. It sees units where the pruning has a pattern.
+        unpoolable: optional: why a unit of many weights, such as a channel, cannot be scored by
+            those of its weights, and what to use instead; empty if it can.
     """
 
     @property
@@ -162,6 +165,9 @@ class FunctionCriterion:
         return self.function(param)
 
 
+_PARTS = ("name", "needs", "elementwise", "score")
+
+
 def as_criterion(given: Any, name: str = "") -> Criterion:
     """Return ``given`` as a criterion: an object with ``score``, its class, or a bare function.
 
@@ -169,7 +175,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         InvalidValueError: it is none of these.
     """
     made = given() if isinstance(given, type) else given
-    if all(hasattr(made, part) for part in ("name", "needs", "elementwise", "score")):
+    if all(hasattr(made, part) for part in _PARTS):
         found: Criterion = made
         check_declared(found)
         return found
@@ -177,7 +183,7 @@ def as_criterion(given: Any, name: str = "") -> Criterion:
         return FunctionCriterion(name or getattr(made, "__qualname__", "function"), made)
     raise InvalidValueError(
         f"criterion is {given!r}; expected a name, a function of a Param, or an object with name, "
-        "needs, elementwise and score(param)"
+        f"needs, elementwise and score(param){lacking(made, _PARTS)}"
     )
 
 

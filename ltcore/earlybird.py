@@ -6,34 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Amounts, Sparsity
+from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Params, freeze
 from ltcore.backend import Backend
 from ltcore.errors import InvalidValueError
-from ltcore.holds import held_by
 from ltcore.masks import Masks
-from ltcore.options import (
-    AnyCriterion,
-    AnyPolicy,
-    Named,
-    allocation_from,
-    choices_of,
-    criterion_from,
-    pattern_from,
-    plain,
-    policy_from,
-    prunable_from,
-)
+from ltcore.options import AnyCriterion, AnyPolicy, Named, plain, policy_from, prunable_from
 from ltcore.pacing import Beats, Pacer
 from ltcore.parameters import ParamInfo, Structure
-from ltcore.patterns import Pattern, check_reach
-from ltcore.pruning import Pruning, check_goal, next_masks
+from ltcore.patterns import Pattern
+from ltcore.requests import Request, prepare, to_sparsity
 from ltcore.resetting import Start, start_params
 from ltcore.rewinding import RewindPolicy
-from ltcore.search import with_graph
-from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable
-from ltcore.ticket import Ticket, make_ticket, origin, resolve_backend
+from ltcore.signals import Batches, Loss
+from ltcore.ticket import Ticket, make_ticket, origin
 
 
 def distance(first: Masks, second: Masks) -> float:
@@ -54,31 +40,24 @@ class EarlyBird(Pacer):
 
     def __init__(
         self,
-        subject: Subject,
+        model: Any,
         beats: Beats,
-        pruning: Pruning,
-        start: Masks,
+        request: Request,
         *,
         window: int,
         threshold: float,
         policy: RewindPolicy,
-        choices: Mapping[str, Any],
-        seed: int,
     ) -> None:
         self.distances: dict[int, tuple[float, ...]] = {}
         self.drawn_at: int | None = None
-        self._pruning, self._start, self._threshold = pruning, start, threshold
-        self._policy, self._choices, self._seed = policy, choices, seed
-        self._structure, self._batches, self._loss = (
-            subject.structure, subject.batches, subject.loss,
-        )  # fmt: skip
+        self._request, self._policy, self._threshold = request, policy, threshold
         self._recent: deque[Masks] = deque(maxlen=window)
         self._initial: Params = {}
-        if 0 in policy.snapshots or "initial" in pruning.criterion.needs:
-            self._initial = _frozen(subject.backend.read(subject.model, subject.structure))
+        if 0 in policy.snapshots or "initial" in request.criterion.needs:
+            self._initial = _frozen(request.backend.read(model, request.structure))
         self._drawn: Params = {}
         steps = [step for step in policy.snapshots if step > 0]
-        super().__init__(subject.backend, subject.model, subject.structure, beats, steps)
+        super().__init__(request.backend, model, request.structure, beats, steps)
 
     @property
     def drawn(self) -> bool:
@@ -99,9 +78,8 @@ class EarlyBird(Pacer):
             )
         return self._recent[-1]
 
-    @property
     def ticket(self) -> Ticket:
-        """The masks that were drawn, and the weights that ``rewind_to`` says.
+        """Return the masks that were drawn, with the weights that ``rewind_to`` says.
 
         Where masks are over the scales of norms, they cover the shifts too: a channel that is
         pruned is zero.
@@ -120,9 +98,10 @@ class EarlyBird(Pacer):
             raise InvalidValueError(
                 f"rewind_to is step {late[0]}, but the ticket was drawn at {self.drawn_at}"
             )
-        structure = with_graph(self.backend, self.model, self._structure, self._watch.first_input)
+        request = self._request = self._request.traced(self.model, self._watch.first_input)
+        structure = request.structure
         masks = _with_shifts(self.masks, structure)
-        start = Start(self.backend, self.model, structure, self._seed)
+        start = Start(self.backend, self.model, structure, request.seed)
         snapshots = {0: self._initial, **self._watch.snapshots}
         params = start_params(self._policy, start, masks, snapshots, self._drawn)
         return make_ticket(self.backend, self.model, structure, masks, params, self._story())
@@ -131,10 +110,10 @@ class EarlyBird(Pacer):
         drawn = {"step": self.drawn_at, "distances": list(self.distances[self.drawn_at or 0])}
         return {
             **origin(self.backend),
-            **self._choices,
+            **self._request.story,
+            "goal": {"sparsity": plain(self._request.goals[0].amounts)},
             "early_bird": {**drawn, "threshold": self._threshold},
             "rewind": {**self._policy.describe(), "schedule": "restarted"},
-            "seed": self._seed,
         }
 
     def _act(self, step: int) -> None:
@@ -147,7 +126,7 @@ class EarlyBird(Pacer):
         self.distances[step] = found[-(self._window - 1) :]
         if len(self._recent) == self._window and max(self.distances[step]) <= self._threshold:
             self.drawn_at = step
-            self._drawn = _frozen(self.backend.read(self.model, self._structure))
+            self._drawn = _frozen(self.backend.read(self.model, self._request.structure))
             self._watch.stop()
 
     @property
@@ -156,13 +135,9 @@ class EarlyBird(Pacer):
         return self._recent.maxlen
 
     def _masks_now(self, step: int) -> Masks:
-        subject = Subject(self.backend, self.model, self._structure, self._batches, self._loss)
-        known: dict[str, Params] = {
-            "weight": self.backend.read(self.model, self._structure, self._start)
-        }
-        if self._initial:
-            known["initial"] = self._initial
-        return next_masks(self._pruning, self._start, known, subject, generator(self._seed, step))
+        request = self._request = self._request.traced(self.model, self._watch.first_input)
+        goal, start = request.goals[0], request.start
+        return request.pruned(self.model, goal, start, step, initial=self._initial)
 
     def __repr__(self) -> str:
         return f"EarlyBird(steps={self.steps}, drawn_at={self.drawn_at})"
@@ -170,7 +145,7 @@ class EarlyBird(Pacer):
 
 def early_bird(
     model: Any,
-    sparsity: Amounts,
+    sparsity: Amounts | None = None,
     *,
     every: int,
     window: int = 5,
@@ -203,7 +178,8 @@ def early_bird(
         scope: what competes with what.
         pattern: the shape of sparsity.
         prunable: selectors of the parameters to prune. None takes the scales of batch norms if
-            the model has some, so that a mask is over channels, and kernels if it has none.
+            the model has some and no pattern is given, so that a mask is over channels; else
+            kernels.
         batches: pairs (inputs, targets), read anew at each comparison.
         loss: function of (outputs, targets).
         seed: for criteria and policies that draw random numbers.
@@ -214,37 +190,27 @@ def early_bird(
         InvalidValueError: a number out of range, a missing option.
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
-    driver = resolve_backend(model, backend)
-    structure = driver.describe(model, example)
     _check_window(window, threshold)
-    rule, shape = criterion_from(criterion), pattern_from(pattern)
-    infos = _norm_scales(structure) if prunable is None else ()
-    infos = infos or prunable_from(structure, prunable)
-    subject = Subject(driver, model, structure, batches, loss)
-    check_measurable(subject, rule)
-    check_rereadable(batches, "one comparison")
-    current = held_by(driver, model)
-    earlier = current.masks if current else {}
-    whole = Masks.ones({info.name: info.shape for info in infos})
-    pruning = Pruning(rule, allocation_from(scope), Sparsity(sparsity), infos, shape)
-    check_reach(shape, [pruning.goal])
-    check_goal(pruning, whole)
-    return EarlyBird(
-        subject,
-        Beats(every, every),
-        pruning,
-        Masks.adopt({name: earlier.get(name, mask) for name, mask in whole.items()}),
-        window=window,
-        threshold=threshold,
-        policy=policy_from(rewind_to),
-        choices={
-            **choices_of(
-                driver, criterion=criterion, scope=scope, pattern=pattern, rewind_to=rewind_to
-            ),
-            "goal": {"sparsity": plain(sparsity)},
-        },
+    policy = policy_from(rewind_to)
+    beats = Beats(every, every)
+    request = prepare(
+        model,
+        to_sparsity(sparsity),
+        criterion=criterion,
+        scope=scope,
+        pattern=pattern,
+        prunable=_scales_or_kernels if prunable is None else prunable,
+        batches=batches,
+        loss=loss,
         seed=seed,
+        example=example,
+        backend=backend,
+        signals=("initial",),
+        also={"rewind_to": rewind_to},
+        once="one comparison",
+        changes=False,
     )
+    return EarlyBird(model, beats, request, window=window, threshold=threshold, policy=policy)
 
 
 def _check_window(window: int, threshold: float) -> None:
@@ -254,8 +220,11 @@ def _check_window(window: int, threshold: float) -> None:
         raise InvalidValueError(f"threshold is {threshold!r}; expected a fraction from 0 to 1")
 
 
-def _norm_scales(structure: Structure) -> tuple[ParamInfo, ...]:
-    return tuple(i for i in structure.infos if i.kind == "batchnorm" and i.role == "weight")
+def _scales_or_kernels(structure: Structure, pattern: Pattern | None) -> tuple[ParamInfo, ...]:
+    """Return the scales of batch norms, which have no shape for a pattern; else kernels."""
+    norms = (info for info in structure.infos if info.kind == "batchnorm")
+    scales = tuple(info for info in norms if info.role == "weight")
+    return scales if scales and pattern is None else prunable_from(structure, None)
 
 
 def _with_shifts(masks: Masks, structure: Structure) -> Masks:

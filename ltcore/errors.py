@@ -19,7 +19,7 @@ class NonFiniteError(InvalidValueError):
 
 
 class SelectorError(InvalidValueError):
-    """A selector matches no parameter."""
+    """A selector is no text, or matches no parameter."""
 
 
 class NothingPrunableError(InvalidValueError):

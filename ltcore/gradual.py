@@ -1,8 +1,9 @@
 """Pruning a little at a time while somebody trains, inside one training run."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -14,23 +15,12 @@ from ltcore.counts import fraction
 from ltcore.errors import InvalidValueError
 from ltcore.holds import Hold, held_by, hold_model
 from ltcore.masks import Masks
-from ltcore.options import (
-    AnyCriterion,
-    Named,
-    allocation_from,
-    choices_of,
-    criterion_from,
-    pattern_from,
-    plain,
-    prunable_from,
-)
-from ltcore.pacing import Beats, MaskPacer, check_unpaced
-from ltcore.patterns import Pattern, check_reach
-from ltcore.pruning import Pruning, check_goal, next_masks
+from ltcore.options import AnyCriterion, Named, plain
+from ltcore.pacing import Beats, MaskPacer
+from ltcore.patterns import Pattern
+from ltcore.requests import Request, prepare, to_sparsity
 from ltcore.rewind_points import check_step
-from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable
-from ltcore.ticket import resolve_backend
+from ltcore.signals import Batches, Loss
 
 Progress: TypeAlias = Callable[[float], float]
 """The share of the way to the final sparsity, from the share of the time; both from 0 to 1."""
@@ -83,20 +73,18 @@ class GradualPruning(MaskPacer):
 
     def __init__(
         self,
+        model: Any,
         hold: Hold,
         beats: Beats,
         ramp: Ramp,
-        pruning: Pruning,
-        subject: Subject,
-        initial: Params | None,
+        request: Request,
+        initial: Params,
         story: Mapping[str, Any],
-        seed: int,
     ) -> None:
         self.history: list[tuple[int, int, int]] = []
-        self._ramp, self._pruning = ramp, pruning
-        self._story, self._seed = story, seed
-        self._batches, self._loss, self._initial = subject.batches, subject.loss, initial
-        super().__init__(subject.backend, subject.model, subject.structure, beats, hold)
+        self._ramp, self._request = ramp, request
+        self._initial, self._story = initial, story
+        super().__init__(request.backend, model, request.structure, beats, hold)
 
     @property
     def masks(self) -> Masks:
@@ -115,16 +103,12 @@ class GradualPruning(MaskPacer):
         super().release()
 
     def _act(self, step: int) -> None:
-        structure, held = self.hold.structure, self.hold.masks
-        subject = Subject(self.backend, self.model, structure, self._batches, self._loss)
-        masks = Masks.adopt({info.name: held[info.name] for info in self._pruning.infos})
-        known: dict[str, Params] = {"weight": self.backend.read(self.model, structure, masks)}
-        if self._initial is not None:
-            known["initial"] = self._initial
-        pruning = replace(self._pruning, goal=self._ramp.goal(step))
-        chosen = next_masks(pruning, masks, known, subject, generator(self._seed, step))
+        self._request = self._request.traced(self.model, self._watch.first_input)
+        held, goal = self.hold.masks, self._ramp.goal(step)
+        masks = Masks.adopt({info.name: held[info.name] for info in self._request.infos})
+        chosen = self._request.pruned(self.model, goal, masks, step, initial=self._initial)
         self.hold.update(Masks.adopt({name: chosen.get(name, held[name]) for name in held}))
-        self.hold.story = {**self._story, "goal": {"sparsity": plain(pruning.goal.amounts)}}
+        self.hold.story = {**self._story, "goal": {"sparsity": plain(goal.amounts)}}
         self.history.append((step, chosen.kept, chosen.total))
 
     def _warn_if_unfinished(self) -> None:
@@ -159,7 +143,7 @@ def prune_gradually(
     begin: int = 0,
     every: int = 100,
     ramp: Literal["cubic", "linear"] | Progress = "cubic",
-    initial: float = 0.0,
+    initial_sparsity: float = 0.0,
     criterion: AnyCriterion = "magnitude",
     scope: Named | Allocation = "global",
     pattern: Named | Pattern = "unstructured",
@@ -179,11 +163,11 @@ def prune_gradually(
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
         sparsity: the fraction removed at ``end``, or ``{selector: fraction}``.
         end: the number of updates, from now on, after which the last pruning is made.
-        begin: the number after which the first is made, to ``initial``.
+        begin: the number after which the first is made, to ``initial_sparsity``.
         every: updates from one pruning to the next.
         ramp: how sparsity grows: ``"cubic"``, ``"linear"``, or a function that turns the share of
             the time gone into the share of the way gone, both from 0 to 1.
-        initial: the fraction removed at ``begin``.
+        initial_sparsity: the fraction removed at ``begin``.
         criterion: as in `ltcore.prune`; like ``scope``, ``pattern``, ``prunable``, ``batches``,
             ``loss``, ``seed``, ``example`` and ``backend``.
         scope: what competes with what.
@@ -203,50 +187,68 @@ def prune_gradually(
         HoldError: something changes the model's masks already.
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
-    driver = resolve_backend(model, backend)
-    check_unpaced(driver, model)
-    structure = driver.describe(model, example)
-    rule, shape = criterion_from(criterion), pattern_from(pattern)
-    if sparsity is None and shape is not None:
-        sparsity = shape.sparsity
-    check_step(begin, "begin")
-    check_step(end, "end", least=begin + 1)
+    begin = check_step(begin, "begin")
+    end = check_step(end, "end", least=begin + 1)
+    every = check_step(every, "every", least=1)
     beats = Beats(every, begin, end)
-    steps = _ramp(sparsity, initial, beats, ramp)
-    check_reach(shape, [steps.goal(end)])
-    infos = prunable_from(structure, prunable)
-    subject = Subject(driver, model, structure, batches, loss)
-    check_measurable(subject, rule)
-    check_rereadable(batches, "one pruning")
-    names = [info.name for info in infos]
-    start = driver.read(model, structure, names) if "initial" in rule.needs else None
-    everything = Masks.ones({info.name: info.shape for info in infos})
-    pruning = Pruning(rule, allocation_from(scope), steps.goal(end), infos, shape)
-    check_goal(pruning, everything)
+    request = prepare(
+        model,
+        to_sparsity(sparsity),
+        criterion=criterion,
+        scope=scope,
+        pattern=pattern,
+        prunable=prunable,
+        batches=batches,
+        loss=loss,
+        seed=seed,
+        example=example,
+        backend=backend,
+        signals=("initial",),
+        once="one pruning",
+    )
+    final = request.goals[0].amounts
+    steps = _ramp(final, initial_sparsity, beats, ramp)
+    start = request.read(model, request.start) if "initial" in request.criterion.needs else {}
     story = {
-        **choices_of(driver, criterion=criterion, scope=scope, pattern=pattern),
+        **request.story,
         "gradual": {
             "begin": begin, "end": end, "every": every, "ramp": plain(ramp),
-            "initial": float(initial), "sparsity": plain(sparsity),
+            "initial_sparsity": float(initial_sparsity), "sparsity": plain(final),
         },
-        "seed": seed,
     }  # fmt: skip
-    earlier = held_by(driver, model)
-    hold = hold_model(model, driver, structure, everything, existing="tighten")
-    try:
-        made = GradualPruning(hold, beats, steps, pruning, subject, start, story, seed)
-        made.update()
-    except BaseException:
-        if earlier is None:
-            hold.release()
-        raise
+    with _undone_on_error(request.backend, model):
+        hold = hold_model(
+            model, request.backend, request.structure, request.start, existing="tighten"
+        )
+        made = GradualPruning(model, hold, beats, steps, request, start, story)
+        try:
+            made.update()
+        except BaseException:
+            made.stop()
+            raise
     return made
 
 
-def _ramp(sparsity: Amounts | None, initial: float, beats: Beats, progress: str | Progress) -> Ramp:
+@contextmanager
+def _undone_on_error(backend: Backend, model: Any) -> Iterator[None]:
+    """Leave the hold of ``model``, or its absence, as it was if the block fails."""
+    earlier = held_by(backend, model)
+    before = (earlier.structure, earlier.masks, earlier.story) if earlier else None
+    try:
+        yield
+    except BaseException:
+        hold = held_by(backend, model)
+        if hold and before:
+            structure, masks, story = before
+            hold.rebind(model, structure, masks)
+            hold.story = story
+        elif hold:
+            hold.release()
+        raise
+
+
+def _ramp(sparsity: Amounts, initial: float, beats: Beats, progress: str | Progress) -> Ramp:
     """Return the ramp, after looking at every step of it."""
-    if sparsity is None:
-        raise InvalidValueError("sparsity is missing; 0.9 ends with 90 % of the weights removed")
     if isinstance(progress, str):
         if progress not in RAMPS:
             raise InvalidValueError(
@@ -254,10 +256,10 @@ def _ramp(sparsity: Amounts | None, initial: float, beats: Beats, progress: str 
             )
         progress = RAMPS[progress]
     final = sparsity.values() if isinstance(sparsity, Mapping) else (sparsity,)
-    if fraction(initial, "initial") > min(fraction(value, "sparsity") for value in final):
+    if fraction(initial, "initial_sparsity") > min(fraction(value, "sparsity") for value in final):
         raise InvalidValueError(
-            f"initial is {initial} and sparsity is {sparsity}: pruned weights do not come back; "
-            "begin lower than you end"
+            f"initial_sparsity is {initial} and sparsity is {sparsity}: pruned weights do not "
+            "come back; begin lower than you end"
         )
     assert beats.end is not None
     made = Ramp(sparsity, initial, beats.begin, beats.end, progress)

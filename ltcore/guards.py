@@ -13,6 +13,7 @@ from ltcore.counts import fraction, shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class KeepDense:
     Attributes:
         allocation: shares over the others.
         first: how many at the front, in model order, of those that are pruned at all.
-        last: how many at the end. Output layers are the end where they are known; all of them
-            stay dense if this is 1 or more.
+        last: how many at the end. Output layers are the end; all of them stay dense if this is 1
+            or more. If none of them is pruned at all, they are dense already and count as one.
     """
 
     allocation: Allocation = by_global
@@ -33,8 +34,10 @@ class KeepDense:
     def __post_init__(self) -> None:
         _check_inner(self.allocation, "keep-dense")
         for name, value in (("first", self.first), ("last", self.last)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            number = whole(value)
+            if number is None or number < 0:
                 raise InvalidValueError(f"{name} is {value!r}; expected a number of parameters")
+            object.__setattr__(self, name, number)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> Sequence[Group]:
         """Return the groups of the inner allocation, over the others.
@@ -64,7 +67,7 @@ class KeepDense:
         names = [info.name for info in present]
         outputs = [info.name for info in present if info.is_output]
         end = [name for name in names if name not in outputs] + outputs
-        last = max(self.last, len(outputs)) if self.last else 0
+        last = max(self.last, len(outputs)) if self.last and outputs else max(self.last - 1, 0)
         return frozenset(names[: self.first] + end[max(len(end) - last, 0) :])
 
 
@@ -101,12 +104,14 @@ class Floor:
     def __post_init__(self) -> None:
         _check_inner(self.allocation, "floor")
         given = self.survivors
-        count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
-        if not count and not (isinstance(given, float) and 0 < given < 1):
+        count = whole(given)
+        if not (count or 0) >= 1 and not (isinstance(given, float) and 0 < given < 1):
             raise InvalidValueError(
                 f"survivors is {given!r}; expected a number of weights (1, 2, ...) or a share of "
                 "a parameter's weights, between 0 and 1"
             )
+        if count is not None:
+            object.__setattr__(self, "survivors", count)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
         """Return the groups of the inner allocation, with floors.

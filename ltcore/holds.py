@@ -33,6 +33,8 @@ class Hold:
         masks: what is kept, by portable name.
         structure: the model as ltcore sees it.
         backend: the backend that drives the model.
+        mover: what changes the masks while the model trains, such as gradual pruning; None if
+            nothing does. Nobody else may change them then.
         story: plain data on how the masks were chosen, for a ticket's provenance; empty where
             that is not known, as after `update`.
     """
@@ -41,6 +43,7 @@ class Hold:
         self.backend = backend
         self.structure = structure
         self.masks = masks
+        self.mover: object | None = None
         self.story: Mapping[str, Any] = {}
         # A wrapper (compile, DDP) may go while the module it wraps stays.
         self._model = weakref.ref(backend.root(model))
@@ -89,8 +92,9 @@ class Hold:
             self._handle = self.backend.hold(model, self.structure, self.masks)
             raise
         self.structure = structure
+        if masks != self.masks:
+            self.story = {}
         self.masks = masks
-        self.story = {}
 
     def enforce(self) -> None:
         """Zero every pruned weight now, for weights that were loaded or written by hand."""
@@ -156,7 +160,7 @@ class Hold:
             raise HoldError("this hold was released; make a new one with ltcore.hold")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Kept and total, parameter by parameter.
 
@@ -177,6 +181,10 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
+
+    def __repr__(self) -> str:
+        kept, total = sum(row[2] for row in self.rows), sum(row[3] for row in self.rows)
+        return f"Report(kept={kept}, total={total}, parameters={len(self.rows)})"
 
     def _lines(self) -> Iterator[str]:
         width = max([len(row[0]) for row in self.rows] + [9])
@@ -203,13 +211,14 @@ def check_free(backend: Backend, model: Any, existing: Existing) -> None:
     """Raise if ``model`` is held and ``existing`` does not say what to do about it.
 
     Raises:
-        HoldError: the model is held and ``existing`` is ``"error"``.
+        HoldError: the model is held and ``existing`` is ``"error"``, or its masks move.
         InvalidValueError: ``existing`` is none of its three words.
     """
     if existing not in ("error", "replace", "tighten"):
         raise InvalidValueError(
             f"existing is {existing!r}; expected 'error', 'replace' or 'tighten'"
         )
+    check_unmoved(backend, model)
     current = held_by(backend, model)
     if current and existing == "error":
         raise HoldError(
@@ -218,13 +227,24 @@ def check_free(backend: Backend, model: Any, existing: Existing) -> None:
         )
 
 
+def check_unmoved(backend: Backend, model: Any) -> None:
+    """Raise if something changes the masks of ``model`` while it trains.
+
+    Raises:
+        HoldError: says what.
+    """
+    current = held_by(backend, model)
+    if current and current.mover is not None:
+        raise HoldError(f"the model's masks change already: {current.mover!r}; release that first")
+
+
 def hold_model(
     model: Any, backend: Backend, structure: Structure, masks: Masks, existing: Existing
 ) -> Hold:
     """Put a hold on ``model``, or change the one it has.
 
     Raises:
-        HoldError: the model is held already and ``existing`` is ``"error"``.
+        HoldError: the model is held already and ``existing`` is ``"error"``, or its masks move.
         InvalidValueError: ``existing`` is none of its three words.
         MaskError: the masks do not fit the model.
     """

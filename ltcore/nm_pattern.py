@@ -9,6 +9,7 @@ from ltcore.arrays import Array
 from ltcore.errors import InvalidValueError
 from ltcore.layouts import input_axis
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 MANTISSA = 53
 """Bits in which float64 holds every whole number exactly."""
@@ -37,11 +38,13 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (self.n, self.m))
-        if not whole or not 1 <= self.n < self.m <= 64:
+        n, m = whole(self.n), whole(self.m)
+        if n is None or m is None or not 1 <= n < m <= 64:
             raise InvalidValueError(
                 f"pattern n:m is {self.n!r}:{self.m!r}; expected whole numbers, 1 <= n < m <= 64"
             )
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "m", m)
 
     @property
     def name(self) -> str:

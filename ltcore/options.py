@@ -4,14 +4,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from numbers import Integral
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from ltcore import plugins
 from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Array, Params
-from ltcore.backend import Backend
-from ltcore.closest import did_you_mean
+from ltcore.closest import did_you_mean, lacking
 from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion
 from ltcore.discovery import HERE, offers
 from ltcore.errors import InvalidValueError, SelectorError
@@ -21,7 +23,6 @@ from ltcore.rewind_points import ToStep
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
 from ltcore.schedules import ConstantRate, FunctionSchedule, OneShot, Schedule, ToSparsity
 from ltcore.selectors import select_infos
-from ltcore.ticket import origin
 
 Named: TypeAlias = str | Mapping[str, Any]
 """A name, or ``{"name": ..., option: value}`` for what takes options."""
@@ -88,17 +89,17 @@ def pattern_from(given: Any) -> Pattern | None:
     """
     if given is None or given == "unstructured":
         return None
+    if isinstance(given, Mapping) and given.keys() == {"name"}:
+        given = given["name"]
     if isinstance(given, str) and (parts := re.fullmatch(r"(\d+):(\d+)", given)):
         given = {"name": "n:m", "n": int(parts[1]), "m": int(parts[2])}
-    found, name = _found("pattern", given)
-    if name and inspect.isroutine(found):
-        found = _made("pattern", name, found, {})
+    found, _ = _found("pattern", given)
     if _has(found, _PATTERN):
         chosen: Pattern = found
         return chosen
     raise InvalidValueError(
         f"pattern is {_told(given, found)}; expected 'unstructured', 'n:m' such as '2:4', a name "
-        "or a pattern"
+        f"or a pattern{lacking(found, _PATTERN)}"
     )
 
 
@@ -114,24 +115,42 @@ def policy_from(given: Any) -> RewindPolicy:
     if isinstance(given, Integral) and not isinstance(given, bool):
         return ToStep(int(given))
     found, name = _found("rewind-policy", given)
-    if name and _is_maker(found, "context"):
-        found = _made("rewind-policy", name, found, {})
     if isinstance(found, RewindPolicy):
         return found
     if callable(found):
         return FunctionPolicy(found, name or name_of(found))
     raise InvalidValueError(
         f"rewind_to is {_told(given, found)}; expected a step (a whole number, 0 or more), a name, "
-        "a policy or a function of a RewindContext"
+        f"a policy or a function of a RewindContext{lacking(found, _POLICY)}"
     )
 
 
-def _is_maker(target: Any, argument: str) -> bool:
-    """Whether a plugin's function makes a thing from options; else it is the thing itself.
+_CALLED_WITH = {"criterion": 1, "allocation": 3, "rewind-policy": 1, "schedule": 1}
+"""How many arguments a bare function is called with; other kinds are no functions."""
 
-    It is if its only argument is ``argument``, what a bare function of its kind is called with.
+
+def _makes(kind: str, target: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a class or a plugin's function makes a thing from options.
+
+    A function that needs as many arguments as a thing of its kind is called with is the thing
+    itself, unless it takes the options that were given.
     """
-    return inspect.isroutine(target) and [*inspect.signature(target).parameters] != [argument]
+    if isinstance(target, type) or not inspect.isroutine(target):
+        return isinstance(target, type)
+    signature = inspect.signature(target)
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in _PLAIN]
+    return len(needed) != _CALLED_WITH.get(kind) or (bool(options) and _binds(signature, options))
+
+
+_PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _binds(signature: inspect.Signature, options: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(**options)
+    except TypeError:
+        return False
+    return True
 
 
 _INNER = {"criterion": "criterion", "allocation": "allocation", "rewind-policy": "policy"}
@@ -145,6 +164,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 _PATTERN = ("name", "sparsity", "misfit", "units", "pool", "spread")
+_POLICY = ("snapshots", "resume_step", "rewind", "describe")
 _SCHEDULE = ("rounds", "goal")
 
 
@@ -162,24 +182,28 @@ def _is_named(given: Any) -> bool:
 
 
 def _found(kind: str, given: Any) -> tuple[Any, str]:
-    """Return what was named or given, and its name; a class is made an object, without options.
+    """Return what was named or given, and its name; what makes things has made one.
 
     Raises:
         UnknownNameError: nobody offers the name.
         InvalidValueError: there is no name, or the options do not fit.
     """
     if _is_named(given):
-        name, options = _parsed(kind, given)
+        name, options = parsed(kind, given)
         target = plugins.load(kind, name)
-        made = options or isinstance(target, type)
-        return (_made(kind, name, target, options) if made else target), name
+        makes = options or _makes(kind, target, options)
+        return (made(kind, name, target, options) if makes else target), name
     if isinstance(given, type):
-        return _made(kind, name_of(given), given, {}), name_of(given)
+        return made(kind, name_of(given), given, {}), name_of(given)
     return given, ""
 
 
-def _parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name and the options of ``{"name": ..., option: value}``, or of a bare name."""
+def parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of ``{"name": ..., option: value}``, or of a bare name.
+
+    Raises:
+        InvalidValueError: there is no name.
+    """
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -189,13 +213,20 @@ def _parsed(kind: str, given: str | Mapping[str, Any]) -> tuple[str, dict[str, A
     return name, options
 
 
-def _made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
+def made(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> Any:
     """Return what a class or a function makes of ``options``.
 
     An option that is such a thing itself may be named too.
+
+    Raises:
+        InvalidValueError: the options do not fit, or it takes none.
     """
-    if not isinstance(target, type) and not inspect.isroutine(target):
-        raise InvalidValueError(f"the {kind} {name!r} takes no options, got {dict(options)}")
+    if not _makes(kind, target, options):
+        signature = f", a function of {inspect.signature(target)}" if callable(target) else ""
+        raise InvalidValueError(
+            f"the {kind} {name!r} is there as it is{signature}; it takes no options, got "
+            f"{dict(options)}"
+        )
     if kind in _INNER and _INNER[kind] in options:
         inner = _INNER[kind]
         options = {**options, inner: _READERS[kind](options[inner])}
@@ -275,17 +306,17 @@ def schedule_from(
 def _given_schedule(
     schedule: Schedule | Callable[[int], Amounts], options: dict[str, Any]
 ) -> Schedule:
-    is_function = not hasattr(schedule, "goal")
+    is_function = callable(schedule) and not hasattr(schedule, "goal")
     twice = options.keys() - ({"rounds"} if is_function else set())
     if twice:
         raise InvalidValueError(f"schedule= is given, and also {sorted(twice)}; give one of them")
-    if not is_function and not isinstance(schedule, type):
+    if _has(schedule, _SCHEDULE):
         chosen: Schedule = schedule  # type: ignore[assignment]
         return chosen
     if isinstance(schedule, type) or not callable(schedule):
         raise InvalidValueError(
             f"schedule is {schedule!r}; expected a name, an object with rounds and goal(), or a "
-            "function of the round that returns a sparsity"
+            f"function of the round that returns a sparsity{lacking(schedule, _SCHEDULE)}"
         )
     if "rounds" not in options:
         raise InvalidValueError("schedule= is a function; say with rounds= how many rounds it has")
@@ -297,17 +328,18 @@ def _named_schedule(given: str | Mapping[str, Any], options: dict[str, Any]) -> 
     twice = sorted(named.keys() & options.keys())
     if twice:
         raise InvalidValueError(f"schedule {given!r} and the arguments {twice} both give {twice}")
-    name, options = _parsed("schedule", {**named, **options})
+    name, options = parsed("schedule", {**named, **options})
     found = plugins.load("schedule", name)
-    if inspect.isroutine(found) and not _is_maker(found, "round_index"):
+    if inspect.isroutine(found) and not _makes("schedule", found, options):
         return _given_schedule(found, options)
     if options or not _has(found, _SCHEDULE):
-        found = _made("schedule", name, found, options)
+        found = made("schedule", name, found, options)
     if _has(found, _SCHEDULE):
-        made: Schedule = found
-        return made
+        chosen: Schedule = found
+        return chosen
     raise InvalidValueError(
         f"schedule is {_told(given, found)}; expected something with rounds and goal(round_index)"
+        f"{lacking(found, _SCHEDULE)}"
     )
 
 
@@ -347,13 +379,6 @@ def _names(kind: str, given: Any) -> Iterator[str]:
         yield from _names(kind, given.get(_INNER.get(kind, "")))
 
 
-def choices_of(driver: Backend, **given: Any) -> dict[str, Any]:
-    """Return what was chosen as plain data, with the versions of those who offer it."""
-    versions = {**origin(driver)["versions"], **makers(given)}
-    told = {name: given[name] for name in ("criterion", "scope", "pattern")}
-    return {"versions": versions, **{name: plain(value) for name, value in told.items()}}
-
-
 def plain(given: Any) -> Any:
     """Return how a choice is told in a provenance: as it was typed, or as plain data.
 
@@ -361,6 +386,10 @@ def plain(given: Any) -> Any:
     """
     if given is None or isinstance(given, str | int | float | bool):
         return given
+    if isinstance(given, Fraction):
+        return float(given)
+    if isinstance(given, np.generic):
+        return given.item()
     if isinstance(given, Mapping):
         return {str(key): plain(value) for key, value in given.items()}
     if isinstance(given, list | tuple):

@@ -28,10 +28,10 @@ class Beats:
     end: int | None = None
 
     def __post_init__(self) -> None:
-        check_step(self.every, "every", least=1)
-        check_step(self.begin, "begin")
+        object.__setattr__(self, "every", check_step(self.every, "every", least=1))
+        object.__setattr__(self, "begin", check_step(self.begin, "begin"))
         if self.end is not None:
-            check_step(self.end, "end", least=self.begin)
+            object.__setattr__(self, "end", check_step(self.end, "end", least=self.begin))
 
     def last(self, done: int, steps: int) -> int | None:
         """Return the last that is due after ``steps`` updates, if it comes after ``done``."""
@@ -48,7 +48,8 @@ class Pacer:
     """What happens on the beats of one training; a subclass says it in `_act`.
 
     It lasts until it is released or its model dies, whether or not anyone keeps the handle. As a
-    context manager it releases on leaving.
+    context manager it releases on leaving. A loss or batches that refer to the model keep it alive
+    until then.
 
     Where one call of a compiled training makes several updates, it acts once, after the call,
     for the last beat among them.
@@ -100,8 +101,7 @@ class Pacer:
             steps: the number of updates so far, where ltcore cannot count them either.
         """
         if steps is not None:
-            check_step(steps, "steps")
-            self._told = steps
+            self._told = check_step(steps, "steps")
         self._hear(self.steps)
 
     def release(self) -> None:
@@ -117,8 +117,8 @@ class Pacer:
     def _hear(self, steps: int) -> None:
         due = None if self._released else self.beats.last(self._done, steps)
         if due is not None:
-            self._done = due
             self._act(due)
+            self._done = due  # what failed is due still
 
     def _act(self, step: int) -> None:
         """Do what is due at ``step``."""
@@ -148,15 +148,22 @@ class MaskPacer(Pacer):
     ) -> None:
         self.hold = hold
         super().__init__(backend, model, structure, beats)
+        hold.mover = self
 
     def release(self) -> None:
         """Stop, and release the hold. Twice is fine."""
-        super().release()
+        self.stop()
         self.hold.release()
+
+    def stop(self) -> None:
+        """Stop, and leave the hold as it is. Twice is fine."""
+        super().release()
+        if self.hold.mover is self:
+            self.hold.mover = None
 
     def _hear(self, steps: int) -> None:
         if self.hold.released:  # by hand: whoever frees the weights wants them free
-            super().release()
+            self.stop()
         super()._hear(steps)
 
     def __enter__(self) -> Self:
@@ -169,19 +176,8 @@ class MaskPacer(Pacer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        super().release()
+        self.stop()
         self.hold.__exit__(kind, error, trace)  # which of nested blocks releases, it knows
-
-
-def check_unpaced(backend: Backend, model: Any) -> None:
-    """Raise if something changes the masks of ``model`` already.
-
-    Raises:
-        HoldError: says what.
-    """
-    for other in _running.get(backend.root(model), ()):
-        if isinstance(other, MaskPacer) and not other.hold.released:
-            raise HoldError(f"the model's masks change already: {other!r}; release that first")
 
 
 _running: weakref.WeakKeyDictionary[Any, list[Pacer]] = weakref.WeakKeyDictionary()

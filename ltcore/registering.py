@@ -1,6 +1,7 @@
 """Names for what is written in a script or a notebook; a package uses hooks for the same."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 from ltcore.arrays import Array
@@ -46,6 +47,7 @@ def register(
 
     Raises:
         UnknownNameError: there is no such kind.
+        InvalidValueError: this cannot be a name, or the target cannot be of this kind.
         PluginError: something else has the name; names both.
 
     >>> @register("allocation", "doc-nothing")
@@ -56,6 +58,7 @@ def register(
     _check_name(kind, name)
 
     def add(thing: Any) -> Any:
+        _check_thing(kind, name, thing)
         _add(kind, name, thing, thing, summary, tuple(roots))
         return thing
 
@@ -75,7 +78,7 @@ def criterion(
             scores in each.
 
     Raises:
-        InvalidValueError: there is no such signal.
+        InvalidValueError: there is no such signal, or this cannot be a name.
         PluginError: something else has the name; names both.
 
     >>> @criterion("doc-smallest", elementwise=True)
@@ -86,6 +89,11 @@ def criterion(
     asked = frozenset([needs] if isinstance(needs, str) else needs)
 
     def add(function: Callable[[Param], Array]) -> FunctionCriterion:
+        if isinstance(function, type) or not callable(function):
+            raise InvalidValueError(
+                f"the criterion {name!r} is {function!r}; @criterion takes a function of a Param, "
+                "and register takes classes and objects"
+            )
         made = FunctionCriterion(name, function, asked, elementwise, passes)
         _add("criterion", name, made, function, "", ())
         return made
@@ -94,8 +102,33 @@ def criterion(
 
 
 def _check_name(kind: str, name: str) -> None:
-    if not isinstance(name, str) or not name:
-        raise InvalidValueError(f"the name of a {kind} is {name!r}; expected text")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidValueError(
+            f"the name of a {kind} is {name!r}; expected a letter, then letters a-z and digits, in "
+            "words with single hyphens (or underscores) between"
+        )
+
+
+_NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "criterion": ("name", "needs", "elementwise", "score"),
+    "rewind-policy": ("snapshots", "resume_step", "rewind", "describe"),
+    "schedule": ("rounds", "goal"),
+    "allocation": ("__call__",),
+    "pattern": ("name", "sparsity", "misfit", "units", "pool", "spread"),
+    "backend": ("__call__",),
+}
+"""What an object of each kind has. What can be called may make one, so it is not looked into."""
+
+
+def _check_thing(kind: str, name: str, thing: Any) -> None:
+    missing = [part for part in _PARTS.get(kind, ()) if not hasattr(thing, part)]
+    if missing and not callable(thing):
+        raise InvalidValueError(
+            f"the {kind} {name!r} is {thing!r}, which has no {', '.join(missing)}; expected a "
+            f"function, a class or a {kind} object"
+        )
 
 
 def _add(

@@ -12,7 +12,7 @@ from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
-from ltcore.seeds import generator
+from ltcore.seeds import REDRAWS, REWINDS, generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def start_params(
         NonFiniteError: a parameter is NaN or infinite.
     """
     structure = start.structure
-    seed = int(generator(start.seed, start.index).integers(2**31))
+    seed = int(generator(start.seed, start.index, REDRAWS).integers(2**31))
 
     def ordered(params: Params) -> Params:
         return in_canonical_order(params, structure)
@@ -56,7 +56,7 @@ def start_params(
         snapshots={step: ordered(params) for step, params in snapshots.items()},
         trained=ordered(trained),
         redraw=redraw,
-        rng=generator(start.seed, start.index, stream=1),  # not that of random scores
+        rng=generator(start.seed, start.index, REWINDS),
     )
     given = policy.rewind(context)
     rewound = _checked(given, context.trained, structure, _name_of(policy))

@@ -173,7 +173,7 @@ class RewindNoise:
     step: int = 0
 
     def __post_init__(self) -> None:
-        check_step(self.step, "step")
+        object.__setattr__(self, "step", check_step(self.step, "step"))
         if isinstance(self.scale, bool) or not math.isfinite(self.scale) or self.scale < 0:
             raise InvalidValueError(f"scale is {self.scale!r}; expected a number, 0 or more")
 

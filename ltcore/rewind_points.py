@@ -7,6 +7,7 @@ from typing import Any
 from ltcore.arrays import Params
 from ltcore.errors import InvalidValueError
 from ltcore.rewinding import RewindContext
+from ltcore.whole import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class ToStep:
     step: int
 
     def __post_init__(self) -> None:
-        check_step(self.step, "rewind_to")
+        object.__setattr__(self, "step", check_step(self.step, "rewind_to"))
 
     @classmethod
     def initialization(cls) -> "ToStep":
@@ -33,8 +34,8 @@ class ToStep:
         Raises:
             InvalidValueError: a number is out of its range.
         """
-        check_step(steps_per_epoch, "steps_per_epoch", least=1)
-        return cls(_rounded(epoch, steps_per_epoch, "epoch"))
+        steps = check_step(steps_per_epoch, "steps_per_epoch", least=1)
+        return cls(_rounded(epoch, steps, "epoch"))
 
     @classmethod
     def fraction(cls, fraction: float, steps: int) -> "ToStep":
@@ -43,7 +44,7 @@ class ToStep:
         Raises:
             InvalidValueError: a number is out of its range.
         """
-        check_step(steps, "steps", least=1)
+        steps = check_step(steps, "steps", least=1)
         step = _rounded(fraction, steps, "fraction")
         if step > steps:
             raise InvalidValueError(f"fraction is {fraction!r}; expected one from 0 to 1")
@@ -102,7 +103,7 @@ class LearningRateRewind:
     step: int
 
     def __post_init__(self) -> None:
-        check_step(self.step, "step")
+        object.__setattr__(self, "step", check_step(self.step, "step"))
 
     @property
     def needs_start_step(self) -> bool:
@@ -128,16 +129,18 @@ class LearningRateRewind:
         return {"kind": "learning-rate", "step": self.step}
 
 
-def check_step(value: Any, argument: str, *, least: int = 0) -> None:
-    """Raise unless ``value`` is a whole number of updates.
+def check_step(value: Any, argument: str, *, least: int = 0) -> int:
+    """Return ``value``, a whole number of updates, as an int.
 
     Raises:
-        InvalidValueError: names the argument.
+        InvalidValueError: it is none, or below ``least``; names the argument.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    number = whole(value)
+    if number is None or number < least:
         raise InvalidValueError(
             f"{argument} is {value!r}; expected a number of optimizer updates, {least} or more"
         )
+    return number
 
 
 def _rounded(share: float, steps: int, argument: str) -> int:

@@ -7,6 +7,7 @@ from typing import Protocol
 from ltcore.allocation import Amounts, Goal, Rate, Sparsity
 from ltcore.counts import fraction
 from ltcore.errors import InvalidValueError
+from ltcore.whole import whole
 
 
 class Schedule(Protocol):
@@ -33,7 +34,7 @@ class ConstantRate:
     rounds: int
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds)
+        object.__setattr__(self, "rounds", _check_rounds(self.rounds))
         _check(self.rate, "rate")
 
     def goal(self, round_index: int) -> Goal:
@@ -52,7 +53,7 @@ class ToSparsity:
     rounds: int
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds)
+        object.__setattr__(self, "rounds", _check_rounds(self.rounds))
         _check(self.sparsity, "sparsity")
 
     def goal(self, round_index: int) -> Goal:
@@ -96,7 +97,7 @@ class Polynomial:
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds)
+        object.__setattr__(self, "rounds", _check_rounds(self.rounds))
         _check(self.sparsity, "sparsity")
         if isinstance(self.power, bool) or not 0 < self.power < float("inf"):
             raise InvalidValueError(f"power is {self.power!r}; expected a number above 0")
@@ -125,7 +126,7 @@ class FunctionSchedule:
     rounds: int
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds)
+        object.__setattr__(self, "rounds", _check_rounds(self.rounds))
         for index in range(1, self.rounds + 1):
             _check(self.goal(index).amounts, f"the schedule's sparsity of round {index}")
 
@@ -135,9 +136,11 @@ class FunctionSchedule:
         return given if isinstance(given, Rate | Sparsity) else Sparsity(given)
 
 
-def _check_rounds(rounds: int) -> None:
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+def _check_rounds(rounds: int) -> int:
+    number = whole(rounds)
+    if number is None or number < 1:
         raise InvalidValueError(f"rounds is {rounds!r}; expected a number of prunings, 1 or more")
+    return number
 
 
 def _check(amounts: Amounts, argument: str) -> None:

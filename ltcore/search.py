@@ -1,29 +1,21 @@
 """The search for a ticket: train, score, mask, rewind, again. The loop owns only the order."""
 
-import dataclasses
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from ltcore.allocation import Allocation, Amounts
 from ltcore.arrays import Params, freeze
-from ltcore.backend import Backend
-from ltcore.criteria import Criterion
 from ltcore.discovery import registry
-from ltcore.errors import InvalidValueError, ModelError
+from ltcore.errors import InvalidValueError
 from ltcore.holds import hold_model
 from ltcore.masks import Masks
-from ltcore.parameters import ParamInfo, Structure
-from ltcore.patterns import Pattern
-from ltcore.pruning import Pruning, next_masks
+from ltcore.options import plain
+from ltcore.requests import Request
 from ltcore.resetting import Start, start_params
 from ltcore.rewinding import RewindPolicy
-from ltcore.schedules import Schedule
-from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, Subject
 from ltcore.ticket import Ticket, make_ticket, origin
 
 Train: TypeAlias = Callable[..., Any]
@@ -70,19 +62,10 @@ class Plan:
     """A search with every choice made; `ltcore.iter_rounds` says what they mean."""
 
     model: Any
-    backend: Backend
-    infos: tuple[ParamInfo, ...]
-    schedule: Schedule
-    criterion: Criterion
-    allocation: Allocation
-    pattern: Pattern | None
+    request: Request
     policy: RewindPolicy
-    choices: Mapping[str, Any]
-    seed: int
     train: Train
     evaluate: Evaluate | None
-    batches: Batches | None
-    loss: Loss | None
 
     @property
     def resumes(self) -> bool:
@@ -100,55 +83,64 @@ class _Run:
     first_input: Any
 
 
-def run_rounds(plan: Plan, structure: Structure) -> Iterator[Round]:
+def run_rounds(plan: Plan) -> Iterator[Round]:
     """Yield round 0 (dense), then a round after each pruning.
 
     Raises:
         InvalidValueError: training ended before the rewind step.
         HoldError: training moved pruned weights behind the hold's back.
     """
-    masks = Masks.ones({info.name: info.shape for info in plan.infos})
+    backend, model, masks = plan.request.backend, plan.model, plan.request.start
     # Held from the start, though nothing is pruned: a training step that the user compiles now
     # is compiled with the masks in it.
-    hold = hold_model(plan.model, plan.backend, structure, masks, existing="replace")
-    mode = plan.backend.get_mode(plan.model)
-    start = _read(plan, structure)
+    hold = hold_model(model, backend, plan.request.structure, masks, existing="error")
     try:
-        run = _train(plan, structure, 0, plan.policy.snapshots)
+        mode = backend.get_mode(model)
+        start = _read(plan)
+        run = _train(plan, 0, _snapshots(plan))
+        # The graph that training showed tells which layers are the output's.
+        plan = replace(plan, request=plan.request.traced(model, run.first_input))
+        finished = _finish(plan, 0, masks, start, run.steps, None)
     except BaseException:
         hold.release()  # nothing is pruned yet: leave the model as free as it came
         raise
-    structure = with_graph(plan.backend, plan.model, structure, run.first_input)
     snapshots = {0: start, **run.snapshots}
-    finished = _finish(plan, structure, 0, masks, start, run.steps, None)
     yield finished
 
-    for index in range(1, plan.schedule.rounds + 1):
-        masks = _prune(plan, structure, masks, snapshots, index)
-        start = _rewind(plan, structure, masks, snapshots, run.trained, index)
-        plan.backend.write(plan.model, structure, masks.apply(start))
-        hold_model(plan.model, plan.backend, structure, masks, existing="replace")
+    for index, goal in enumerate(plan.request.goals, start=1):
+        signals = {"initial": snapshots[0], "rewind": snapshots.get(plan.policy.resume_step, {})}
+        masks = plan.request.pruned(model, goal, masks, index, **signals)
+        start = _rewind(plan, masks, snapshots, run.trained, index)
+        backend.write(model, plan.request.structure, masks.apply(start))
+        hold_model(model, backend, plan.request.structure, masks, existing="replace")
         steps = 0
-        if index < plan.schedule.rounds or plan.evaluate:
-            plan.backend.set_mode(plan.model, mode)  # evaluate may have left it in eval
-            run = _train(plan, structure, plan.policy.resume_step if plan.resumes else 0, ())
+        if index < len(plan.request.goals) or plan.evaluate:
+            backend.set_mode(model, mode)  # evaluate may have left it in eval
+            run = _train(plan, plan.policy.resume_step if plan.resumes else 0, ())
             hold.check()
             steps = run.steps
-        finished = _finish(plan, structure, index, masks, start, steps, finished.ticket.id)
+        finished = _finish(plan, index, masks, start, steps, finished.ticket.id)
         yield finished
 
 
-def _read(plan: Plan, structure: Structure) -> Params:
+def _snapshots(plan: Plan) -> tuple[int, ...]:
+    """Return the steps of the first training whose weights are needed later."""
+    reads = {plan.policy.resume_step} if "rewind" in plan.request.criterion.needs else set()
+    return tuple(sorted({*plan.policy.snapshots, *reads}))
+
+
+def _read(plan: Plan) -> Params:
     """Return all params, read-only: snapshots are shared between rounds and their tickets."""
-    params = plan.backend.read(plan.model, structure)
+    params = plan.request.backend.read(plan.model, plan.request.structure)
     return {name: freeze(array) for name, array in params.items()}
 
 
-def _train(plan: Plan, structure: Structure, start_step: int, snapshots: tuple[int, ...]) -> _Run:
+def _train(plan: Plan, start_step: int, snapshots: tuple[int, ...]) -> _Run:
     """Train once, with a fresh optimizer, counting updates and taking snapshots."""
-    plan.backend.fresh_optimizer(plan.model, start_step)
+    backend = plan.request.backend
+    backend.fresh_optimizer(plan.model, start_step)
     wanted = [step for step in snapshots if step > 0]
-    watch = plan.backend.watch(plan.model, structure, wanted)
+    watch = backend.watch(plan.model, plan.request.structure, wanted)
     try:
         if takes_start_step(plan.train):
             plan.train(plan.model, start_step=start_step)
@@ -172,64 +164,26 @@ def _train(plan: Plan, structure: Structure, start_step: int, snapshots: tuple[i
         step: {name: freeze(array) for name, array in params.items()}
         for step, params in watch.snapshots.items()
     }
-    return _Run(_read(plan, structure), seen, watch.steps, watch.first_input)
-
-
-def with_graph(backend: Backend, model: Any, structure: Structure, first_input: Any) -> Structure:
-    """Learn how data flows from the first input that training showed, if nobody gave an example."""
-    if not structure.untraced or first_input is None:
-        return structure
-    try:
-        return backend.describe(model, first_input)
-    except ModelError as error:  # the example was a guess: it must not end the user's run
-        return dataclasses.replace(structure, untraced=str(error))
-
-
-def _prune(
-    plan: Plan,
-    structure: Structure,
-    masks: Masks,
-    snapshots: Mapping[int, Params],
-    index: int,
-) -> Masks:
-    known = {
-        "weight": plan.backend.read(plan.model, structure, masks),
-        "initial": snapshots[0],
-        "rewind": snapshots.get(plan.policy.resume_step, snapshots[0]),
-    }
-    pruning = Pruning(
-        plan.criterion, plan.allocation, plan.schedule.goal(index), plan.infos, plan.pattern
-    )
-    subject = Subject(plan.backend, plan.model, structure, plan.batches, plan.loss)
-    return next_masks(pruning, masks, known, subject, generator(plan.seed, index))
+    return _Run(_read(plan), seen, watch.steps, watch.first_input)
 
 
 def _rewind(
-    plan: Plan,
-    structure: Structure,
-    masks: Masks,
-    snapshots: Mapping[int, Params],
-    trained: Params,
-    index: int,
+    plan: Plan, masks: Masks, snapshots: Mapping[int, Params], trained: Params, index: int
 ) -> Params:
     """Return where the coming round starts."""
-    run = Start(plan.backend, plan.model, structure, plan.seed, index)
+    request = plan.request
+    run = Start(request.backend, plan.model, request.structure, request.seed, index)
     return start_params(plan.policy, run, masks, snapshots, trained)
 
 
 def _finish(
-    plan: Plan,
-    structure: Structure,
-    index: int,
-    masks: Masks,
-    start: Params,
-    steps: int,
-    parent: str | None,
+    plan: Plan, index: int, masks: Masks, start: Params, steps: int, parent: str | None
 ) -> Round:
     """Evaluate the trained model, make the round's ticket, and tell plugins."""
     metrics = _measure(plan.evaluate, plan.model) if plan.evaluate else {}
     provenance = _story(plan, index, metrics, steps, parent)
-    ticket = make_ticket(plan.backend, plan.model, structure, masks, start, provenance)
+    request = plan.request
+    ticket = make_ticket(request.backend, plan.model, request.structure, masks, start, provenance)
     finished = Round(index, ticket, metrics, steps)
     registry().manager.hook.ltcore_round_finished(round=finished)
     return finished
@@ -240,27 +194,19 @@ def _story(
 ) -> dict[str, Any]:
     """Return a round's provenance: plain JSON data."""
     told: dict[str, Any] = {
-        **origin(plan.backend),
-        **plan.choices,
+        **origin(plan.request.backend),
+        **plan.request.story,
         "round": index,
         "rewind": _rewound_to(plan, index),
-        "seed": plan.seed,
         "parent": parent,
         "steps": steps,
         # JSON has no NaN; a diverged run must still have a ticket.
         "metrics": {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()},
     }
     if index:
-        goal = plan.schedule.goal(index)
-        told["goal"] = {type(goal).__name__.lower(): _plain(goal.amounts)}
+        goal = plan.request.goals[index - 1]
+        told["goal"] = {type(goal).__name__.lower(): plain(goal.amounts)}
     return told
-
-
-def _plain(amounts: Amounts) -> float | dict[str, float]:
-    """Return ``amounts`` as JSON has them: it knows no fractions."""
-    if isinstance(amounts, Mapping):
-        return {selector: float(share) for selector, share in amounts.items()}
-    return float(amounts)
 
 
 def _rewound_to(plan: Plan, index: int) -> dict[str, Any]:

@@ -7,11 +7,13 @@ scores are read once, in blocks that stay in cache, and are never copied or sort
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from ltcore.allocation import Group
 from ltcore.arrays import Array
+from ltcore.counts import shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.scoring import Scores, raise_if_nan
@@ -55,6 +57,29 @@ def select(scores: Scores, masks: Masks, groups: Sequence[Group]) -> Masks:
             chosen.update(_select_above_floor(scores, masks, group))
         elif group.remove:
             chosen.update(_select_group(scores, masks, tuple(group.names), group.remove))
+    return Masks.adopt(chosen)
+
+
+def thinned(masks: Masks, groups: Sequence[Group]) -> Masks:
+    """Return masks with the counts that `select` would leave, at no particular positions.
+
+    What several parameters lose together is shared among them in proportion.
+
+    Raises:
+        InvalidValueError: as `select` does for its groups.
+    """
+    _check_groups(groups, masks)
+    chosen = {name: masks[name] for name in masks}
+    for group in groups:
+        kept = [masks.counts[name][0] for name in group.names]
+        least = [group.least(name, count) for name, count in zip(group.names, kept, strict=True)]
+        weights = [Fraction(max(count, 1)) for count in kept]
+        left = shared(sum(kept) - group.remove, weights, least, kept)
+        for name, before, after in zip(group.names, kept, left, strict=True):
+            if after < before:
+                mask = np.zeros(masks[name].shape, np.bool_)
+                mask.reshape(-1)[:after] = True
+                chosen[name] = mask
     return Masks.adopt(chosen)
 
 

@@ -36,10 +36,11 @@ def resolve(
         argument: name of the user's argument, for the error.
 
     Raises:
-        SelectorError: a selector matches no parameter at all.
+        SelectorError: a selector is no text, or matches no parameter at all.
     """
     infos = tuple(infos)
     for selector in table:
+        _check_text(selector, argument)
         if not any(matches(selector, info) for info in infos):
             raise SelectorError(f"{argument}: {_no_match(selector, infos)}")
     chosen = {}
@@ -50,9 +51,21 @@ def resolve(
     return chosen
 
 
+def _check_text(selector: object, argument: str) -> None:
+    if not isinstance(selector, str):
+        raise SelectorError(
+            f"{argument}: {type(selector).__name__} {selector!r:.80} is no selector; expected "
+            'text: a parameter\'s name, a glob such as "encoder.*", or "@output" or "@conv"'
+        )
+
+
 def _no_match(selector: str, infos: Sequence[ParamInfo]) -> str:
     words = ["@output", *(f"@{kind}" for kind in KINDS)]
-    known = words if selector.startswith("@") else [g for info in infos for g in _globs(info.name)]
+    known = (
+        [word for word in words if word != selector]
+        if selector.startswith("@")
+        else [g for info in infos for g in _globs(info.name)]
+    )
     hint = did_you_mean(selector, known) or "."
     return (
         f"the selector {selector!r} matches none of the parameters "
@@ -73,7 +86,9 @@ def select_infos(
     """Return the parameters that any of ``selectors`` means, in model order.
 
     Raises:
-        SelectorError: a selector matches no parameter.
+        SelectorError: a selector is no text, or matches no parameter.
     """
+    for selector in selectors:  # before it has to be hashable
+        _check_text(selector, argument)
     chosen = resolve(dict.fromkeys(selectors), infos, argument)
     return tuple(info for info in infos if info.name in chosen)

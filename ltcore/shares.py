@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-from ltcore.allocation import Goal, Group, Pool, Rate, pools
+from ltcore.allocation import Goal, Group, Pool, argument_of, pools
 from ltcore.counts import fraction, shared
 from ltcore.errors import InvalidValueError
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 
 def uniform(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
@@ -27,10 +28,9 @@ def uniform(goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group
         InvalidValueError: the goal is ``{selector: fraction}``.
     """
     if isinstance(goal.amounts, Mapping):
-        argument = "rate" if isinstance(goal, Rate) else "sparsity"
         raise InvalidValueError(
-            f"{argument} is {dict(goal.amounts)}, but 'uniform' gives all parameters the same; "
-            "give one fraction, or use scope='layer'"
+            f"{argument_of(goal)} is {dict(goal.amounts)}, but 'uniform' gives all parameters the "
+            "same; give one fraction, or use scope='layer'"
         )
     return _in_proportion(goal, masks, infos, lambda info: Fraction(prod(info.shape)))
 
@@ -54,7 +54,7 @@ class Erk:
 
     def _weight(self, info: ParamInfo) -> Fraction:
         dims = info.shape if self.kernel else info.shape[:2]
-        return Fraction(sum(dims) * prod(info.shape), max(prod(dims), 1))
+        return Fraction(max(sum(dims), 1) * prod(info.shape), max(prod(dims), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class SmartRatio:
     all others (the authors' code hands it to the next layer).
 
     Attributes:
-        output_density: density of the output layers; of the last parameter if none is known.
+        output_density: density of the output layers, if they are pruned at all.
         decay: divide by ``l**decay``; the authors' code has 2 for VGG and 0 for ResNets.
     """
 
@@ -76,15 +76,15 @@ class SmartRatio:
 
     def __post_init__(self) -> None:
         fraction(self.output_density, "output_density")
-        if not isinstance(self.decay, int) or isinstance(self.decay, bool) or self.decay < 0:
+        decay = whole(self.decay)
+        if decay is None or decay < 0:
             raise InvalidValueError(f"decay is {self.decay!r}; expected a whole number, 0 or more")
+        object.__setattr__(self, "decay", decay)
 
     def __call__(self, goal: Goal, masks: Masks, infos: Sequence[ParamInfo]) -> tuple[Group, ...]:
         """Return one group a parameter."""
         present = [info for info in infos if info.name in masks]
-        outputs = {info.name for info in present if info.is_output} or {
-            info.name for info in present[-1:]
-        }
+        outputs = {info.name for info in present if info.is_output}
         weights = {}
         for layer, info in enumerate(present, start=1):
             above = len(present) - layer + 1

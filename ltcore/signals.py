@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +10,22 @@ from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
 from ltcore.criteria import Criterion, passes_of
 from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore.feeds import Batches, Loss, check_batches, check_loss, checked_loss, pairs
 from ltcore.masks import Masks
 from ltcore.parameters import Interface, Structure
 
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-"""Pairs ``(inputs, targets)`` as the framework takes them."""
-
-Loss: TypeAlias = Callable[[Any, Any], Any]
-"""``loss(outputs, targets)`` in the framework's own tensors."""
+__all__ = [
+    "MEASUREMENTS",
+    "Batches",
+    "Loss",
+    "Measurement",
+    "Subject",
+    "check_flow",
+    "check_measurable",
+    "check_rereadable",
+    "measure",
+    "rereadable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ def check_measurable(subject: Subject, criterion: Criterion) -> None:
     """Raise unless all that ``criterion`` needs can be measured, as far as that is known before.
 
     Raises:
-        InvalidValueError: an argument is missing; names it.
+        InvalidValueError: an argument is missing, or not of its form; names it.
         CapabilityError: the backend cannot do it.
     """
     for signal in sorted(criterion.needs & MEASUREMENTS.keys()):
@@ -74,6 +82,8 @@ def check_measurable(subject: Subject, criterion: Criterion) -> None:
                 f"criterion {criterion.name!r} needs {signal!r}, for which {', '.join(missing)} "
                 f"must be given: {'; '.join(_FORMS[name] for name in missing)}"
             )
+        for name in measurement.asks:
+            _FORM_CHECKS[name](getattr(subject, name))
         if measurement.capability not in subject.backend.capabilities:
             raise CapabilityError(
                 f"criterion {criterion.name!r} needs {signal!r}, for which a backend must have "
@@ -99,12 +109,39 @@ def check_rereadable(batches: Batches | None, once: str) -> None:
     """Raise if ``batches`` can be read only once, where they are needed again and again.
 
     Raises:
-        InvalidValueError: says after what they would be empty.
+        InvalidValueError: says after what they would be empty, or that they are no pairs.
     """
-    if batches is not None and iter(batches) is batches:
+    if batches is None:
+        return
+    check_batches(batches)
+    if iter(batches) is batches:
         raise InvalidValueError(
             f"batches is an iterator, which is empty after {once}; give a list or a data loader"
         )
+
+
+def check_flow(subject: Subject, asker: str) -> None:
+    """Raise unless ones can be sent through the model.
+
+    Args:
+        subject: the model.
+        asker: who wants it, for the error.
+
+    Raises:
+        InvalidValueError: inputs and outputs are not known, or not all of them are float32.
+    """
+    structure = subject.structure
+    if not structure.inputs or not structure.outputs:
+        raise InvalidValueError(
+            f"{asker} needs to know the model's inputs and outputs: give example=, one input "
+            f"batch ({structure.untraced or 'they are not known'})"
+        )
+    for face in (*structure.inputs, *structure.outputs):
+        if face.dtype != "float32":
+            raise InvalidValueError(
+                f"{asker} feeds ones to the model; it has an input or output of {face.dtype} "
+                f"({', '.join(face.axes)}), for which that means nothing"
+            )
 
 
 _FORMS = {
@@ -112,64 +149,55 @@ _FORMS = {
     "loss": "loss=a function of (outputs, targets)",
 }
 
+_FORM_CHECKS: Mapping[str, Callable[[Any], None]] = {"batches": check_batches, "loss": check_loss}
+
 
 def _gradient(subject: Subject, masks: Masks) -> Mapping[str, Array]:
-    assert subject.loss
-    return subject.backend.gradients(subject.model, subject.structure, _some(subject), subject.loss)
+    return subject.backend.gradients(
+        subject.model, subject.structure, _pairs(subject), _loss(subject)
+    )
 
 
 def _fisher(subject: Subject, masks: Masks) -> Mapping[str, Array]:
-    assert subject.loss
-    return subject.backend.fisher(subject.model, subject.structure, _some(subject), subject.loss)
+    return subject.backend.fisher(subject.model, subject.structure, _pairs(subject), _loss(subject))
 
 
 def _hessian_gradient(subject: Subject, masks: Masks) -> Mapping[str, Array]:
-    assert subject.loss
     gradient = _gradient(subject, masks)
     vector = masks.apply({name: gradient[name] for name in masks})
     return subject.backend.hvp(
-        subject.model, subject.structure, _some(subject), subject.loss, vector
+        subject.model, subject.structure, _pairs(subject), _loss(subject), vector
     )
 
 
 def _activations(subject: Subject, masks: Masks) -> Mapping[str, Array]:
-    return subject.backend.activations(subject.model, subject.structure, _some(subject), masks)
+    return subject.backend.activations(subject.model, subject.structure, _pairs(subject), masks)
 
 
 def _flow(subject: Subject, masks: Masks) -> Mapping[str, Array]:
+    check_flow(subject, "the signal 'flow'")
     structure = subject.structure
-    if not structure.inputs or not structure.outputs:
-        raise InvalidValueError(
-            "the signal 'flow' needs to know the model's inputs and outputs: give example=, one "
-            f"input batch ({structure.untraced or 'they are not known'})"
-        )
     params = subject.backend.read(subject.model, structure)
     at = {
         name: np.abs(array.astype(np.float64)) if array.dtype.kind == "f" else array
         for name, array in masks.apply(params).items()
     }
-    inputs = [_ones(face) for face in structure.inputs]
-    outputs = [_ones(face) for face in structure.outputs]
+    inputs = [_ones(face) for face in structure.inputs or ()]
+    outputs = [_ones(face) for face in structure.outputs or ()]
     return subject.backend.vjp(subject.model, structure, inputs, outputs, at)
 
 
 def _ones(face: Interface) -> Array:
-    if face.dtype != "float32":
-        raise InvalidValueError(
-            f"the signal 'flow' feeds ones to the model; it has an input or output of "
-            f"{face.dtype} ({', '.join(face.axes)}), for which that means nothing"
-        )
     return np.ones((1, *face.shape[1:]), np.float64)
 
 
-def _some(subject: Subject) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches; none at all would silently score everything 0."""
-    empty = True
-    for batch in subject.batches or ():
-        empty = False
-        yield batch
-    if empty:
-        raise InvalidValueError("batches is empty; expected at least one pair (inputs, targets)")
+def _pairs(subject: Subject) -> Iterator[tuple[Any, Any]]:
+    return pairs(subject.batches or ())
+
+
+def _loss(subject: Subject) -> Loss:
+    assert subject.loss
+    return checked_loss(subject.loss)
 
 
 MEASUREMENTS: Mapping[str, Measurement] = {

@@ -7,9 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ltcore.closest import did_you_mean, lacking
 from ltcore.counts import fraction
 from ltcore.criteria import Criterion, FunctionCriterion
 from ltcore.errors import InvalidValueError, UnknownNameError
+from ltcore.options import Named, made, parsed
 from ltcore.weight_criteria import magnitude, random
 
 
@@ -123,21 +125,26 @@ _gradient_size = FunctionCriterion(
 
 METHODS: Mapping[str, type[SET] | type[RigL]] = {"set": SET, "rigl": RigL}
 
+_PARTS = ("name", "drop", "grow", "share")
 
-def method_from(given: str | SparseMethod) -> SparseMethod:
+
+def method_from(given: Named | SparseMethod) -> SparseMethod:
     """Return the method that was named or given.
 
     Raises:
         UnknownNameError: there is none of that name.
-        InvalidValueError: it is no method.
+        InvalidValueError: it is no method, or does not take the options.
     """
-    if isinstance(given, str):
-        if given not in METHODS:
-            raise UnknownNameError(f"no method called {given!r}; there are {sorted(METHODS)}")
-        return METHODS[given]()
-    if not all(hasattr(given, part) for part in ("name", "drop", "grow", "share")):
+    if isinstance(given, str | Mapping):
+        name, options = parsed("method", given)
+        if name not in METHODS:
+            hint = did_you_mean(name, METHODS) or "."
+            raise UnknownNameError(f"no method called {name!r}{hint} There are {sorted(METHODS)}")
+        chosen: SparseMethod = made("method", name, METHODS[name], options)
+        return chosen
+    if not all(hasattr(given, part) for part in _PARTS):
         raise InvalidValueError(
             f"method is {given!r}; expected 'set', 'rigl', or an object with name, drop, grow "
-            "and share()"
+            f"and share(){lacking(given, _PARTS)}"
         )
     return given

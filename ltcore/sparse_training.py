@@ -4,6 +4,7 @@ What is dropped may come back, so masks do not nest, unlike everywhere else in l
 nothing here is a search, a round, or a prune criterion.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,24 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from ltcore.allocation import Allocation, Amounts, Group, Sparsity
+from ltcore.allocation import Allocation, Amounts, Group
 from ltcore.arrays import Params
 from ltcore.backend import Backend
-from ltcore.counts import removed_by_rate
-from ltcore.criteria import Criterion
-from ltcore.errors import HoldError
+from ltcore.counts import fraction, removed_by_rate
+from ltcore.criteria import Criterion, passes_of
+from ltcore.errors import HoldError, InvalidValueError
 from ltcore.holds import Hold, held_by, hold_model
 from ltcore.judging import score
 from ltcore.masks import Masks
-from ltcore.options import Named, allocation_from, plain, prunable_from
-from ltcore.pacing import Beats, MaskPacer, check_unpaced
-from ltcore.parameters import ParamInfo, Structure, in_canonical_order, in_native_order
-from ltcore.pruning import Pruning, next_masks
+from ltcore.options import Named, plain
+from ltcore.pacing import Beats, MaskPacer
+from ltcore.parameters import Structure, in_canonical_order, in_native_order
+from ltcore.requests import Request, check_needs, prepare, to_sparsity
 from ltcore.rewind_points import check_step
-from ltcore.search import with_graph
-from ltcore.seeds import generator
+from ltcore.seeds import MOVES, generator
 from ltcore.select import select
-from ltcore.signals import Batches, Loss, Subject, check_measurable, check_rereadable, measure
+from ltcore.signals import Batches, Loss, Subject, measure
 from ltcore.sparse_methods import SparseMethod, method_from
 from ltcore.ticket import Ticket, make_ticket, origin, resolve_backend
 from ltcore.weight_criteria import random
@@ -67,20 +67,19 @@ class SparseTraining(MaskPacer):
 
     def __init__(
         self,
+        model: Any,
         hold: Hold,
         beats: Beats,
         method: SparseMethod,
-        subject: Subject,
+        request: Request,
         names: tuple[str, ...],
         until: int | None,
         start: Mapping[str, Any],
-        seed: int,
     ) -> None:
-        self.method, self.until = method, until
+        self.method, self.until = method, None if until is None else int(until)
         self.history: list[Move] = []
-        self._names, self._start, self._seed = names, start, seed
-        self._batches, self._loss = subject.batches, subject.loss
-        super().__init__(subject.backend, subject.model, subject.structure, beats, hold)
+        self._names, self._start, self._request = names, start, request
+        super().__init__(request.backend, model, request.structure, beats, hold)
         hold.story = self._story()
 
     @property
@@ -90,8 +89,8 @@ class SparseTraining(MaskPacer):
 
     def ticket(self) -> Ticket:
         """Return the masks and weights of now; its provenance says that they moved."""
-        known, first_input = self.hold.structure, self._watch.first_input
-        structure = with_graph(self.backend, self.model, known, first_input)
+        self._request = self._request.traced(self.model, self._watch.first_input)
+        structure = self._request.structure
         params = self.backend.read(self.model, structure)
         story = {
             **origin(self.backend),
@@ -101,7 +100,9 @@ class SparseTraining(MaskPacer):
         return make_ticket(self.backend, self.model, structure, self.masks, params, story)
 
     def _story(self) -> dict[str, Any]:
+        story = self._request.story
         return {
+            "versions": story["versions"],
             "sparse_training": {
                 "method": plain(self.method),
                 "every": self.beats.every,
@@ -110,18 +111,19 @@ class SparseTraining(MaskPacer):
                 "nested": False,
                 "start": dict(self._start),
             },
-            "seed": self._seed,
+            "seed": story["seed"],
         }
 
     def _act(self, step: int) -> None:
-        share = self.method.share(step, self.until)
-        structure, held = self.hold.structure, self.hold.masks
-        subject = Subject(self.backend, self.model, structure, self._batches, self._loss)
+        self._request = self._request.traced(self.model, self._watch.first_input)
+        share = _share(self.method, step, self.until)
+        held, subject = self.hold.masks, self._request.subject(self.model)
         masks = Masks.adopt({name: held[name] for name in self._names})
-        moved = _moved(self.method, masks, share, subject, generator(self._seed, step, stream=2))
+        rng = generator(self._request.seed, step, MOVES)
+        moved = _moved(self.method, masks, share, subject, rng)
         self.hold.update(Masks.adopt({name: moved.get(name, held[name]) for name in held}))
         grown = {n: int(np.count_nonzero(moved[n] & ~masks[n])) for n in masks}
-        self.history.append(Move(step, share, grown, self.hold.masks.digest))
+        self.history.append(Move(step, float(share), grown, self.hold.masks.digest))
         self.hold.story = self._story()
 
     def __repr__(self) -> str:
@@ -132,7 +134,7 @@ def train_sparse(
     model: Any,
     sparsity: Amounts | None = None,
     *,
-    method: str | SparseMethod = "rigl",
+    method: Named | SparseMethod = "rigl",
     scope: Named | Allocation = "erk",
     every: int = 100,
     until: int | None = None,
@@ -153,8 +155,7 @@ def train_sparse(
         model: a PyTorch module or a built Keras model; changed in place, never wrapped.
         sparsity: the fraction that is zero, or ``{selector: fraction}``. None goes on from the
             masks of a hold that is there.
-        method: ``"rigl"``, ``"set"``, `ltcore.RigL` or `ltcore.SET` with options, or one of your
-            own.
+        method: ``"rigl"``, ``"set"``, ``{"name": "set", "fraction": 0.1}``, or one of your own.
         scope: how the sparsity is shared over parameters, as in `ltcore.prune`; it stays so.
         every: updates from one move to the next.
         until: the number of updates before which the last move comes; None for no last one.
@@ -175,9 +176,7 @@ def train_sparse(
             its masks already.
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
-    driver = resolve_backend(model, backend)
-    check_unpaced(driver, model)
-    earlier = held_by(driver, model)
+    earlier = held_by(resolve_backend(model, backend), model)
     if (earlier is None) == (sparsity is None):
         raise HoldError(
             "sparsity is missing: 0.9 begins with random masks that keep 10 % of the weights"
@@ -185,56 +184,88 @@ def train_sparse(
             else f"the model is held already ({earlier!r}); leave out sparsity to go on from its "
             "masks, or release it first"
         )
-    rule = method_from(method)
-    rule.share(0, until)
-    beats = _beats(every, until)
-    structure = driver.describe(model, example)
-    subject = Subject(driver, model, structure, batches, loss)
-    for criterion in (rule.drop, rule.grow):
-        check_measurable(subject, criterion)
-    check_rereadable(batches, "one move")
-    infos = prunable_from(structure, prunable)
-    if sparsity is not None:
-        masks = _random_masks(subject, infos, allocation_from(scope), sparsity, seed)
-        hold = hold_model(model, driver, structure, masks, existing="error")
-        start: Mapping[str, Any] = {"sparsity": plain(sparsity), "scope": plain(scope)}
-    else:
-        assert earlier is not None
-        hold, start = earlier, earlier.story
-    names = tuple(info.name for info in infos if info.name in hold.masks)
+    beats, rule = _beats(every, until), method_from(method)
+    _share(rule, 0, until)
+    request = prepare(
+        model,
+        to_sparsity(sparsity) if sparsity is not None else lambda _: (),
+        criterion=random,
+        scope=scope,
+        pattern="unstructured",
+        prunable=prunable,
+        batches=batches,
+        loss=loss,
+        seed=seed,
+        example=example,
+        backend=backend,
+        once="one move",
+    )
+    _check_method(rule, request.subject(model))
+    names = tuple(info.name for info in request.infos)
+    if earlier is not None:
+        names = _those_held(names, earlier)
+        return SparseTraining(
+            model, earlier, beats, rule, request, names, until, start=earlier.story
+        )
+    (goal,) = request.goals
+    masks = request.pruned(model, goal, request.start)
+    hold = hold_model(model, request.backend, request.structure, masks, existing="error")
+    start = {word: request.story[word] for word in ("criterion", "scope", "pattern")}
+    start["goal"] = {"sparsity": plain(goal.amounts)}
     try:
-        return SparseTraining(hold, beats, rule, subject, names, until, start, seed)
+        return SparseTraining(model, hold, beats, rule, request, names, until, start)
     except BaseException:
-        if earlier is None:
-            hold.release()
+        hold.release()
         raise
 
 
+def _check_method(method: SparseMethod, subject: Subject) -> None:
+    """Raise unless the method's criteria can score while a model trains."""
+    for criterion in (method.drop, method.grow):
+        check_needs(subject, criterion)
+        if passes_of(criterion) > 1 or getattr(criterion, "rearrange", None):
+            raise InvalidValueError(
+                f"method {method.name!r} has the criterion {criterion.name!r}, which takes several "
+                "passes or rearranges masks; a move only scores once"
+            )
+
+
+def _share(method: SparseMethod, step: int, until: int | None) -> Fraction:
+    return fraction(method.share(step, until), f"the share that method {method.name!r} moves")
+
+
+def _those_held(names: tuple[str, ...], hold: Hold) -> tuple[str, ...]:
+    """Return the parameters that move: the held ones; warn of others.
+
+    Raises:
+        InvalidValueError: none is held.
+    """
+    found = tuple(name for name in names if name in hold.masks)
+    free = [name for name in names if name not in hold.masks]
+    if not found:
+        raise InvalidValueError(
+            f"no mask can move: prunable is {list(names)}, and the hold is on {list(hold.masks)}"
+        )
+    if free:
+        warnings.warn(
+            f"only the masks of {list(found)} move; {free} are not held and stay dense",
+            stacklevel=3,
+        )
+    return found
+
+
 def _beats(every: int, until: int | None) -> Beats:
-    check_step(every, "every", least=1)
+    every = check_step(every, "every", least=1)
     if until is None:
         return Beats(every, every)
-    check_step(until, "until", least=every + 1)
+    until = check_step(until, "until", least=every + 1)
     return Beats(every, every, (until - 1) // every * every)
-
-
-def _random_masks(
-    subject: Subject,
-    infos: tuple[ParamInfo, ...],
-    allocation: Allocation,
-    sparsity: Amounts,
-    seed: int,
-) -> Masks:
-    pruning = Pruning(random, allocation, Sparsity(sparsity), infos)
-    everything = Masks.ones({info.name: info.shape for info in infos})
-    known = {"weight": subject.backend.read(subject.model, subject.structure, everything)}
-    return next_masks(pruning, everything, known, subject, generator(seed))
 
 
 def _moved(
     method: SparseMethod,
     masks: Masks,
-    share: float,
+    share: Fraction,
     subject: Subject,
     rng: np.random.Generator,
 ) -> Masks:
@@ -248,8 +279,7 @@ def _moved(
     signals = {"weight": subject.backend.read(subject.model, structure, masks), **measured}
     ordered = {name: in_canonical_order(arrays, structure) for name, arrays in signals.items()}
     current = Masks.adopt(in_canonical_order(masks, structure))
-    exact = Fraction(repr(float(share)))
-    counts = {name: removed_by_rate(kept, exact) for name, (kept, _) in current.counts.items()}
+    counts = {name: removed_by_rate(kept, share) for name, (kept, _) in current.counts.items()}
     dropped = _select(method.drop, ordered, current, counts, structure, rng)
     others = Masks.adopt({name: ~mask for name, mask in dropped.items()})
     spare = {name: others.counts[name][0] - counts[name] for name in others}

@@ -1,7 +1,9 @@
 """Supermasks: masks that make an untrained network good (Zhou et al. 2019)."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -9,19 +11,20 @@ import numpy as np
 from ltcore import rewind_draws
 from ltcore.arrays import Array, Params
 from ltcore.backend import Backend
-from ltcore.errors import CapabilityError, InvalidValueError
+from ltcore.errors import CapabilityError, InvalidValueError, NonFiniteError
+from ltcore.feeds import Batches, Loss, checked_loss, pairs
 from ltcore.holds import Hold, check_free, hold_model
 from ltcore.masks import Masks
 from ltcore.options import prunable_from
 from ltcore.parameters import Structure, in_canonical_order, in_native_order
 from ltcore.restoring import restoring
 from ltcore.rewind_points import check_step
-from ltcore.seeds import generator
-from ltcore.signals import Batches, Loss, check_rereadable
+from ltcore.seeds import SAMPLES, check_seed, generator
+from ltcore.signals import check_rereadable
 from ltcore.ticket import resolve_backend
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Supermask:
     """What was learned: how likely each weight is to be kept.
 
@@ -48,17 +51,29 @@ class Supermask:
         return {name: _sigmoid(scores) for name, scores in self.scores.items()}
 
     def masks(self, threshold: float = 0.5) -> Masks:
-        """Keep what is kept with a probability above ``threshold``."""
+        """Keep what is kept with a probability above ``threshold``.
+
+        Raises:
+            InvalidValueError: the threshold is no number in [0, 1).
+        """
+        number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+        if not number or not 0 <= threshold < 1:
+            raise InvalidValueError(
+                f"threshold is {threshold!r}; expected a probability in [0, 1): weights above it "
+                "are kept"
+            )
         return Masks.adopt({n: np.asarray(p > threshold) for n, p in self.probabilities.items()})
 
     def sample(self, index: int = 0) -> Masks:
         """Keep each weight with its probability; the same ``index`` gives the same masks."""
-        return _sampled(self.scores, self.structure, generator(self.seed, index, stream=1))
+        return _sampled(self.scores, self.structure, generator(self.seed, index, SAMPLES))
 
     def apply(
         self, model: Any, masks: Masks | None = None, *, backend: str | Backend | None = None
     ) -> Hold:
         """Write the frozen weights into ``model``, scaled if they were, and hold the masks.
+
+        Warns of parameters of which nothing is kept.
 
         Args:
             model: the model that the scores were learned on; its other parameters stay.
@@ -78,7 +93,17 @@ class Supermask:
             driver.write(model, structure, _effective(self.weights, chosen, self.dynamic_scale))
             hold = hold_model(model, driver, structure, chosen, existing="error")
         hold.story = self.story
+        if chosen.emptied:
+            warnings.warn(
+                f"the supermask keeps nothing of {list(chosen.emptied)}: no signal passes there; "
+                "lower the threshold, or the learning rate",
+                stacklevel=2,
+            )
         return hold
+
+    def __repr__(self) -> str:
+        masks = self.masks()
+        return f"Supermask(kept={masks.kept}, total={masks.total}, parameters={len(masks)})"
 
 
 def find_supermask(
@@ -122,13 +147,15 @@ def find_supermask(
 
     Raises:
         InvalidValueError: a number out of range, or no batches.
+        NonFiniteError: a gradient is NaN or infinite.
         CapabilityError: the backend has no gradients.
         HoldError: the model is held.
         NothingPrunableError, SelectorError, ModelError: as in `ltcore.prune`.
     """
     driver = resolve_backend(model, backend)
-    _check(steps, lr, momentum)
+    steps, seed = _check(steps, lr, momentum), check_seed(seed)
     check_rereadable(batches, "one reading")
+    checked = checked_loss(loss)
     if "gradients" not in driver.capabilities:
         raise CapabilityError(f"a supermask needs gradients, which {driver.name!r} does not have")
     check_free(driver, model, "error")
@@ -139,11 +166,12 @@ def find_supermask(
     velocity = {name: np.zeros(weight.shape) for name, weight in frozen.items()}
     rng = generator(seed)
     with restoring(driver, model, structure, always=True):
-        for _, batch in zip(range(steps), _in_turn(batches), strict=False):
+        for step, batch in zip(range(1, steps + 1), _in_turn(batches), strict=False):
             masks = _sampled(scores, structure, rng)
             effective = _effective(frozen, masks, dynamic_scale)
             driver.write(model, structure, effective)
-            gradients = driver.gradients(model, structure, [batch], loss)
+            gradients = driver.gradients(model, structure, [batch], checked)
+            _check_finite({name: gradients[name] for name in frozen}, step)
             scales = _scales(masks) if dynamic_scale else dict.fromkeys(masks, 1.0)
             for name, weight in frozen.items():
                 slope = scales[name] * gradients[name] * weight * _slope(scores[name])
@@ -157,12 +185,25 @@ def find_supermask(
     return Supermask(structure, scores, frozen, dynamic_scale, seed, story)
 
 
-def _check(steps: int, lr: float, momentum: float) -> None:
-    check_step(steps, "steps", least=1)
+def _check(steps: int, lr: float, momentum: float) -> int:
+    """Return the steps, as an int."""
+    count = check_step(steps, "steps", least=1)
     if isinstance(lr, bool) or not 0 < lr < float("inf"):
         raise InvalidValueError(f"lr is {lr!r}; expected a number above 0")
     if isinstance(momentum, bool) or not 0 <= momentum < 1:
         raise InvalidValueError(f"momentum is {momentum!r}; expected a number in [0, 1)")
+    return count
+
+
+def _check_finite(gradients: Params, step: int) -> None:
+    """Raise before NaN gets into the scores, where it would keep nothing."""
+    for name, gradient in gradients.items():
+        bad = int(gradient.size - np.count_nonzero(np.isfinite(gradient)))
+        if bad:
+            raise NonFiniteError(
+                f"step {step}: {bad} of {gradient.size} gradients of {name!r} are NaN or infinite; "
+                "look at the loss and its batch"
+            )
 
 
 def _frozen(weights: Mapping[str, Array], *, signed: bool) -> Params:
@@ -171,12 +212,7 @@ def _frozen(weights: Mapping[str, Array], *, signed: bool) -> Params:
 
 def _in_turn(batches: Batches) -> Iterator[Any]:
     while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
+        yield from pairs(batches)
 
 
 def _sampled(scores: Params, structure: Structure, rng: np.random.Generator) -> Masks:

@@ -15,6 +15,7 @@ from ltcore.arrays import Array
 from ltcore.errors import InvalidValueError
 from ltcore.layouts import KINDS, RECURRENT, input_axis, output_axis
 from ltcore.parameters import ParamInfo
+from ltcore.whole import whole
 
 NORMS = ("l1", "l2")
 
@@ -35,9 +36,9 @@ class Block:
     sparsity: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
-        sides = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
-        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-        if len(sides) != 2 or not whole or min(sides) < 1 or math.prod(sides) == 1:
+        given = self.shape if isinstance(self.shape, Sequence) else ()
+        sides = tuple(whole(side) or 0 for side in given)
+        if len(sides) != 2 or min(sides) < 1 or math.prod(sides) == 1:
             raise InvalidValueError(
                 f"block shape is {self.shape!r}; expected (outputs, inputs), such as (4, 4)"
             )

@@ -4,24 +4,38 @@ Each takes the other as its option: ``{"name": "inverted", "criterion": "snip"}`
 needs, in how many passes, and whether it is elementwise is what the wrapper says of itself.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from ltcore.arrays import Array
-from ltcore.criteria import Criterion, FunctionCriterion, Param, passes_of
+from ltcore.criteria import Criterion, FunctionCriterion, Param, as_criterion, passes_of
+from ltcore.errors import InvalidValueError
 from ltcore.judging import rearranged, scores_of
 from ltcore.masks import Masks
 from ltcore.weight_criteria import large_final, magnitude_increase
+
+Rearrange: TypeAlias = Callable[[Masks, Masks, "np.random.Generator"], Masks]
+"""``rearrange(before, chosen, rng)``, see `Criterion`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Wrapper:
     """Says of itself what another criterion says, and does what it does."""
 
+    name: ClassVar[str]
     criterion: Criterion
-    """The other one."""
+    """The other one; a bare function becomes a criterion."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.criterion, str | Mapping):
+            raise InvalidValueError(
+                f"criterion is {self.criterion!r}; expected a criterion. By name: "
+                f"criterion={{'name': {self.name!r}, 'criterion': {self.criterion!r}}}"
+            )
+        object.__setattr__(self, "criterion", as_criterion(self.criterion))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -42,9 +56,16 @@ class _Wrapper:
         """Return the other one's scores."""
         return scores_of(self.criterion, param)
 
-    def rearrange(self, before: Masks, chosen: Masks, rng: "np.random.Generator") -> Masks:
-        """Return the masks as the other one leaves them."""
-        return rearranged(self.criterion, before, chosen, rng)
+    @property
+    def rearrange(self) -> Rearrange | None:
+        """The other one's last word on the masks; None if it has none."""
+        return getattr(self.criterion, "rearrange", None)
+
+    @property
+    def unpoolable(self) -> str:
+        """Why the other one cannot score units."""
+        why: str = getattr(self.criterion, "unpoolable", "")
+        return why
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +92,12 @@ class Shuffled(_Wrapper):
 
     name: ClassVar[str] = "shuffled"
 
-    def rearrange(self, before: Masks, chosen: Masks, rng: "np.random.Generator") -> Masks:
-        """Return masks with the same counts, drawn uniformly from those nested in ``before``."""
+    @property
+    def rearrange(self) -> Rearrange:
+        """Returns masks with the same counts, drawn uniformly from those nested in ``before``."""
+        return self._shuffle
+
+    def _shuffle(self, before: Masks, chosen: Masks, rng: "np.random.Generator") -> Masks:
         chosen = rearranged(self.criterion, before, chosen, rng)
         return Masks.adopt({name: _shuffled(before[name], chosen[name], rng) for name in chosen})
 

@@ -5,21 +5,23 @@ from math import prod
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
+from ltcore.asking import ask, asked
 from ltcore.counts import fraction, shared
 from ltcore.discovery import registry
-from ltcore.errors import InvalidValueError
+from ltcore.errors import InvalidValueError, SelectorError
 from ltcore.guards import Floor, KeepDense
 from ltcore.options import allocation_from
 from ltcore.parameters import ParamInfo
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
 from ltcore.shares import Erk, SmartRatio, uniform
-from ltcore.testing import AllocationConformance
+from ltcore.testing import AllocationConformance, Linear, NumpyModel
 
 OFFERED = [name for name, offer in registry().offers["allocation"].items()
            if offer.spec.target.startswith("ltcore.")]  # fmt: skip
@@ -285,7 +287,10 @@ def test_survivors_are_a_count_or_a_share(bad):
         (lambda: SmartRatio(1.0), "output_density is 1.0"),
         (lambda: SmartRatio(decay=0.5), "decay is 0.5"),
         (lambda: allocation_from({"name": "erk", "power": 2}), "'erk' does not take"),
-        (lambda: allocation_from({"name": "global", "first": 1}), "'global' does not take"),
+        (
+            lambda: allocation_from({"name": "global", "first": 1}),
+            "'global' .*takes no options, got .'first'",
+        ),
     ],
 )
 def test_bad_options_are_refused(make, message):
@@ -468,3 +473,178 @@ def test_suite_notices_rounds_that_do_not_end_where_they_should():
 
     with pytest.raises(AssertionError, match="weights are left"):
         Suite().test_rounds_nest({})
+
+
+# ---- what is not pruned at all
+
+
+def test_an_output_that_is_not_pruned_leaves_no_hidden_layer_in_its_place():
+    infos = infos_of([(20, 20)] * 3, outputs=0)
+    masks = whole(infos)
+    left = kept_after(SmartRatio(0.9)(Sparsity(0.8), masks, infos), masks)
+    assert left == {"p0": 144, "p1": 72, "p2": 24}  # 12 : 6 : 2, and none at 0.9
+    spared = lambda rule: {n for g in rule(Rate(0.1), masks, infos) for n in g.names}  # noqa: E731
+    assert spared(KeepDense()) == {"p1", "p2"}
+    assert spared(KeepDense(last=2)) == {"p1"}
+    assert spared(KeepDense(first=0, last=0)) == {"p0", "p1", "p2"}
+
+
+@pytest.mark.parametrize("scope", ["smart-ratio", "keep-dense"])
+def test_the_pattern_leaves_the_output_dense_and_no_other(scope):
+    net = NumpyModel([Linear(8, 8), Linear(8, 8), Linear(8, 8), Linear(8, 4)])
+    with pytest.warns(UserWarning, match="an output layer"):
+        hold = lt.prune(net, 0.5, pattern="channel", scope=scope)
+    kept = {name: count for name, (count, _) in hold.masks.counts.items()}
+    assert kept["layers.3.weight"] == 32
+    assert kept["layers.2.weight"] < 32
+    hidden = lt.prune(
+        NumpyModel([Linear(8, 8), Linear(8, 8), Linear(8, 4)]), 0.4, scope=scope,
+        prunable=["layers.0.weight", "layers.1.weight"],
+    )  # fmt: skip
+    assert hidden.masks.counts["layers.1.weight"][0] < 32
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_erk_takes_a_parameter_without_axes(kernel):
+    infos = infos_of([(), (4, 5)])
+    masks = whole(infos)
+    left = kept_after(Erk(kernel)(Sparsity(0.5), masks, infos), masks)
+    assert left == {"p0": 1, "p1": 9}
+
+
+def test_keep_dense_under_a_rate_runs_out_as_its_page_says():
+    infos = infos_of([(5, 5), (5, 10), (5, 5)])
+    masks = whole(infos)
+    for kept in (80, 64, 51):
+        counts = kept_after(KeepDense()(Rate(0.2), masks, infos), masks)
+        flags = np.arange(50).reshape(5, 10) < counts["p1"]
+        masks = lt.Masks({**masks, "p1": flags})
+        assert masks.kept == kept
+    with pytest.raises(InvalidValueError, match="kept dense the others have 1"):
+        KeepDense()(Rate(0.2), masks, infos)
+    with pytest.raises(InvalidValueError, match="p2"):
+        KeepDense(first=0)(Sparsity({"*": 0.8, "p2": 0.5}), whole(infos), infos)
+    sparse = KeepDense(first=0)(Sparsity({"*": 0.5, "p2": 0}), whole(infos), infos)
+    assert sum(group.remove for group in sparse) == 38
+
+
+def test_the_suite_knows_what_a_goal_means():
+    def nothing(goal, masks, infos):
+        return []
+
+    def always_some(goal, masks, infos):
+        return [Group(tuple(masks), 20)]
+
+    def sparsity_as_rate(goal, masks, infos):
+        return by_layer(Rate(goal.amounts), masks, infos)
+
+    def told(allocation, test, *args):
+        members = {"allocation": staticmethod(allocation), "honours_goal": True}
+        broken = type("Suite", (AllocationConformance,), members)
+        with pytest.raises(AssertionError) as caught:
+            getattr(broken(), test)(*args)
+        on_purpose = type("Suite", (broken,), {"honours_goal": False})
+        getattr(on_purpose(), test)(*args)
+        return str(caught.value)
+
+    assert "0 are removed" in told(nothing, "test_the_goal_is_honoured", Sparsity(0.8), {})
+    assert "removes nothing, not 20" in told(always_some, "test_nothing_goes_at_zero", {})
+    same = "test_a_rate_is_of_the_rest_and_a_sparsity_of_all"
+    assert "a sparsity of all weights" in told(sparsity_as_rate, same)
+
+
+# ---- a pruning says where its goal is missed
+
+
+def two_layers():
+    return torch.nn.Sequential(torch.nn.Linear(25, 20), torch.nn.Linear(20, 12, bias=False))
+
+
+def half_of_each(goal, masks, infos):
+    return [Group((name,), masks.counts[name][0] // 2) for name in masks]
+
+
+@pytest.mark.parametrize(
+    ("scope", "removed"),
+    [(half_of_each, 370), (lambda goal, masks, infos: [], 0)],
+    ids=["half", "nothing"],
+)
+def test_a_pruning_warns_of_a_goal_that_is_missed(scope, removed):
+    with pytest.warns(
+        UserWarning, match=f"removes {removed} of 740 weights where.* for 666"
+    ) as all_:
+        lt.prune(two_layers(), 0.9, scope=scope)
+    assert len(all_) == 1
+    assert scope.__name__ in str(all_[0].message)
+    assert all_[0].filename == __file__
+
+
+def test_a_pattern_counts_its_units():
+    with pytest.warns(UserWarning, match="removes 10 of 20 units where the goal asks for 18"):
+        lt.prune(two_layers(), 0.9, scope=half_of_each, pattern="channel", prunable="0.weight")
+
+
+@pytest.mark.parametrize("allocation", ALL)
+@given(data=st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.differing_executors])
+def test_no_allocation_of_ours_misses_a_goal(allocation, data):
+    infos = infos_of(data.draw(shapes))
+    masks = whole(infos)
+    amounts = st.integers(0, 99).map(lambda percent: Fraction(percent, 100))
+    goals = st.lists(st.builds(data.draw(st.sampled_from([Rate, Sparsity])), amounts), max_size=3)
+    for goal in [*data.draw(goals), Sparsity(Fraction(1, 2))]:
+        try:
+            groups = ask(allocation, goal, masks, infos)
+        except InvalidValueError:
+            return
+        wanted = asked(goal, masks, infos)
+        assert wanted.least <= sum(group.remove for group in groups) <= wanted.most
+        rng = np.random.default_rng(0)
+        masks = select(
+            ArrayScores({n: rng.random(m.shape) for n, m in masks.items()}), masks, groups
+        )
+
+
+@pytest.mark.parametrize("found", [None, {"0.weight": 3}, [("0.weight", 3)], 7])
+def test_what_is_no_group_is_refused(found):
+    def broken(goal, masks, infos):
+        return found
+
+    with pytest.raises(InvalidValueError, match="allocation 'broken' returned .*list of"):
+        lt.prune(two_layers(), 0.9, scope=broken)
+
+
+def test_an_allocation_of_other_arguments_is_refused_and_its_own_errors_are_its_own():
+    with pytest.raises(
+        InvalidValueError, match=r"'two' cannot be called as .*\(goal, masks, infos"
+    ):
+        lt.prune(two_layers(), 0.9, scope=two)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        lt.prune(two_layers(), 0.9, scope=lambda goal, masks, infos: 1 + None)
+
+
+def two(goal, masks):
+    return []
+
+
+@pytest.mark.parametrize("amounts", [0.5, {"0.*": 0.5}])
+def test_a_sparsity_below_what_is_gone_is_told(amounts):
+    model = two_layers()
+    lt.prune(model, 0.9, scope="layer")
+    with pytest.warns(UserWarning, match=r"nothing is pruned: \d+ of \d+ weights are gone") as all_:
+        lt.prune(model, amounts)
+    assert all_[0].filename == __file__
+    before = lt.held(model).masks
+    lt.prune(model, 0.9)
+    assert lt.held(model).masks == before
+
+
+@pytest.mark.parametrize(
+    "given", [{"prunable": [0]}, {"prunable": [["0.weight"]]}, {"prunable": [torch.nn.ReLU()]},
+              {"sparsity": {0: 0.5}}]
+)  # fmt: skip
+def test_a_selector_is_text(given):
+    with pytest.raises(
+        SelectorError, match=f"{next(iter(given))}: .* is no selector; expected text"
+    ):
+        lt.prune(two_layers(), **{"sparsity": 0.5, **given})

@@ -351,7 +351,7 @@ def test_convert_used_wrongly_exits_with_2(nets: Path, words: list[str], fact: s
 @pytest.mark.parametrize(
     ("source", "model", "fact"),
     [
-        ("sparse.pt", "my_nets:nothing", "'my_nets' has no attribute 'nothing'"),
+        ("sparse.pt", "my_nets:nothing", "--model my_nets:nothing: my_nets has no 'nothing'"),
         ("sparse.pt", "no_such_module:net", "No module named 'no_such_module'"),
         ("sparse.pt", "my_nets:broken", "RuntimeError: no\\x1b data"),
         ("sparse.pt", "my_nets:text", "no backend drives"),
@@ -505,6 +505,29 @@ def test_plugins_answers_an_unknown_name_with_the_closest(name: str, meant: str)
     assert f"nothing is called {name!r}; did you mean {meant!r}?" in refused.err
 
 
+WHO = "a search, prune_gradually or early_bird"
+
+
+def test_plugins_knows_what_a_file_registers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugins_rules.py").write_text(
+        "import ltcore as lt\n"
+        "@lt.criterion('test-cli-listed', needs='gradient')\n"
+        "def listed(param):\n"
+        "    return param.gradient\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run("plugins", "test-cli-listed").code == 1
+    shown = run("plugins", "test-cli-listed", "--import", "plugins_rules").out
+    assert "criterion test-cli-listed" in shown
+    assert "gradient (batches, loss)" in shown
+
+
+def test_plugins_shows_what_n_of_m_means() -> None:
+    assert run("plugins", "2:4").out == run("plugins", "n:m").out
+
+
 class NeedsOptions:
     """Wraps another."""
 
@@ -547,13 +570,13 @@ def test_plugins_tells_what_criteria_ask_for(
     assert told["wraps"]["options"] == ["criterion: object", "sign: float = -1.0"]
     assert told["wraps"]["doc"] == "Wraps another."
     assert told["declares"]["needs"] == {
-        "flow": [], "gradient": ["batches", "loss"], "initial": ["a search"],
+        "flow": [], "gradient": ["batches", "loss"], "initial": [WHO],
     }  # fmt: skip
     assert "No module named 'no_such_module_anywhere'" in told["lost"]["error"]
     assert told["fails"]["error"] == "ZeroDivisionError: division by zero"
     assert told["heavy"]["error"] == ""  # not imported, for it says that it is heavy
-    table = run("plugins", columns=120).out
-    assert "needs flow, gradient (batches, loss), initial (a search)" in table
+    table = run("plugins", columns=200).out
+    assert f"needs flow, gradient (batches, loss), initial ({WHO})" in table
     assert "No module named" in table
 
 

@@ -32,6 +32,12 @@ def loss(outputs, targets):
 
 def broken():
     raise RuntimeError("no data")
+
+def fails(outputs, targets):
+    raise KeyError("nothing")
+
+def unfit():
+    return [(torch.randn(5, 3, 9), torch.randn(5, 4))]
 """
 
 RULES = """
@@ -164,6 +170,7 @@ seed = 4
 """
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'Each' removes")
 def test_a_file_says_it_and_options_win(folder: Path) -> None:
     Path("prune.toml").write_text(TOML)
     words = ("--import", "prune_rules", "--config", "prune.toml")
@@ -200,13 +207,15 @@ def test_the_file_of_the_guide_works(folder: Path) -> None:
         ("sparsty = 0.5", "no key 'sparsty'; did you mean 'sparsity'? Keys are sparsity,"),
         ("criterion = 'magnitued'", "criterion: no criterion called 'magnitued'; did"),
         ("criterion = {nmae = 'random'}", "criterion is {'nmae': 'random'}; expected a name"),
-        ("criterion = {name = 'random', sed = 1}", "criterion: the criterion 'random' takes"),
+        ("criterion = {name = 'random', sed = 1}",
+         "criterion: the criterion 'random' is there as it is; it takes no options"),
         ("scope = 'layers'", "scope: no allocation called 'layers'; did you mean 'layer'?"),
         ("scope = {name = 'test-cli-each', kep = 3}",
          "prune.toml: scope: the allocation 'test-cli-each' does not take 'kep'; did you mean"),
         ("pattern = 7", "prune.toml: pattern is 7; expected a name"),
         ("prunable = ['1.wieght']", "prunable: the selector '1.wieght' matches none"),
-        ("prunable = '1.weight'", "prune.toml: prunable is '1.weight'; expected a list"),
+        ("prunable = 1", "prune.toml: prunable is 1; expected a selector, or a list"),
+        ("import = 1", "prune.toml: import is 1; expected a module's name, or a list"),
         ("seed = -1", "prune.toml: seed is -1; expected a whole number, 0 or more"),
         ("seed = 1\nseed = 2", "prune.toml is no TOML: "),
         ("= 3", "prune.toml is no TOML: "),
@@ -223,6 +232,18 @@ def test_errors_in_the_file_point_at_the_key(folder: Path, toml: str, fact: str)
     assert not Path("t.safetensors").exists()
 
 
+def test_a_file_imports_rules_and_takes_one_selector(folder: Path) -> None:
+    Path("prune.toml").write_text(
+        "sparsity = 0.5\nimport = 'prune_rules'\nprunable = '1.weight'\n"
+        "criterion = 'test-cli-first'\n"
+    )
+    assert prune("--config", "prune.toml").code == 0
+    assert list(lt.load("t.safetensors").masks) == ["1.weight"]
+
+
+SLOPE = ("--sparsity", "0.5", "--import", "prune_rules", "--criterion", "test-cli-gradient")
+
+
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
@@ -233,8 +254,16 @@ def test_errors_in_the_file_point_at_the_key(folder: Path, toml: str, fact: str)
         (["--sparsity", "0.5", "--import", "prune_rules", "--criterion", "test-cli-gradient"],
          "'test-cli-gradient' needs 'gradient': give --data MODULE:FUNCTION and --loss MOD"),
         (["--sparsity", "0.5", "--data", "prune_nets:broken"], "--data prune_nets:broken: Runtime"),
-        (["--sparsity", "0.5", "--loss", "prune_nets:los"], "--loss prune_nets:los: Attribute"),
-        (["--sparsity", "0.5", "--config", "no.toml"], "no.toml"),
+        (["--sparsity", "0.5", "--loss", "prune_nets:los"],
+         "--loss prune_nets:los: prune_nets has no 'los'; did you mean 'loss'?"),
+        (["--sparsity", "0.5", "--import", "prune_rules.py"],
+         "--import prune_rules.py: a module's name has no .py; did you mean 'prune_rules'?"),
+        (["--sparsity", "90"], "(0.2 removes 20 %); did you mean 0.9?"),
+        (["--sparsity", "0.5", "--config", "no.toml"], "--config no.toml cannot be read: No such"),
+        ([*SLOPE, "--data", "prune_nets:batches", "--loss", "prune_nets:fails"],
+         "the loss failed when called as loss(outputs, targets): KeyError: 'nothing'"),
+        ([*SLOPE, "--data", "prune_nets:unfit", "--loss", "prune_nets:loss"],
+         "--data prune_nets:unfit, --loss prune_nets:loss: RuntimeError: "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(folder: Path, words: list[str], fact: str) -> None:
@@ -259,6 +288,7 @@ def test_names_are_checked_before_anything_is_loaded(folder: Path) -> None:
         (["--sparsity", "0.5", "--seed", "-1"], "--seed"),
         (["--sparsity", "0.5", "--exmaple", "1"], "--example"),
         (["--sparsity", "0.5", "--example", "1,x"], "1,x"),
+        (["--sparsity", "0.5", "--example", "2x3"], "'2x3'; expected sizes with commas"),
     ],
 )
 def test_wrong_usage_exits_with_2(folder: Path, words: list[str], fact: str) -> None:

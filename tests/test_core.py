@@ -1,19 +1,29 @@
 """Counts, selectors, masks, allocations, schedules: the arithmetic under everything."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ltcore as lt
 from ltcore.allocation import Group, Rate, Sparsity, by_global, by_layer
 from ltcore.counts import fraction, removed_by_rate, removed_by_sparsity
 from ltcore.errors import InvalidValueError, MaskError, SelectorError
+from ltcore.guards import Floor, KeepDense
+from ltcore.nm_pattern import NM
+from ltcore.options import policy_from
 from ltcore.parameters import ParamInfo
+from ltcore.rewind_draws import RewindNoise
+from ltcore.rewind_points import LearningRateRewind, ToStep
 from ltcore.schedules import ConstantRate, OneShot, ToSparsity
+from ltcore.seeds import MOVES, REDRAWS, REWINDS, SAMPLES, SCORES, check_seed, generator
 from ltcore.selectors import resolve, select_infos
+from ltcore.shares import SmartRatio
+from ltcore.testing import Linear, NumpyModel
+from ltcore.unit_patterns import Block
 
 
 def info(name, kind="linear", shape=(4, 5), output=False, prunable=True):
@@ -56,6 +66,15 @@ def test_removed_by_sparsity_reaches_the_goal_and_never_undoes(total, data):
 def test_fractions_out_of_range_name_the_argument_and_value(bad):
     with pytest.raises(InvalidValueError, match="sparsity is .*including 1"):
         fraction(bad, "sparsity")
+
+
+@pytest.mark.parametrize(
+    ("percent", "hint"),
+    [(90, "; did you mean 0.9?"), (12.5, "; did you mean 0.125?"), (1, ""), (100, ""), (-5, "")],
+)
+def test_percents_are_answered_with_the_fraction(percent, hint):
+    with pytest.raises(InvalidValueError, match=f"{re.escape(f'(0.2 removes 20 %){hint}')}$"):
+        fraction(percent, "sparsity")
 
 
 def test_the_published_density_series_of_lenet():
@@ -178,3 +197,48 @@ def test_equal_masks_have_equal_hashes_and_scalars_stay_scalars():
     scalar = lt.Masks.nonzero({"s": np.array(3.0)})
     assert scalar["s"].shape == ()
     assert (scalar & scalar)["s"].shape == ()
+
+
+# ---- whole numbers and seeds
+
+
+@pytest.mark.parametrize("bad", ["a", None, 1.5, True, -1, 2**64, np.float64(3), np.bool_(True)])
+def test_a_seed_is_a_whole_number_of_64_bits(bad):
+    with pytest.raises(InvalidValueError, match="seed is .*0 to 2"):
+        generator(bad)
+    with pytest.raises(InvalidValueError, match="seed is"):
+        lt.find_supermask(NumpyModel([Linear(2, 2)]), [(0, 0)], max, steps=1, seed=bad)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2, unique=True))
+@example([2**63 + 1, 2**63 + 3])
+def test_every_seed_index_and_purpose_has_its_own_numbers(pair):
+    streams = (SCORES, REWINDS, MOVES, REDRAWS, SAMPLES)
+    places = [(seed, index, stream) for seed in pair for index in (0, 7) for stream in streams]
+    first = [int(generator(*place).integers(2**62)) for place in places]
+    assert len(set(first)) == len(places)
+
+
+def test_integers_of_numpy_are_seeds_of_the_same_numbers():
+    assert type(check_seed(np.int64(3))) is int
+    assert generator(np.int64(3)).random() == generator(3).random()
+
+
+@pytest.mark.parametrize("number", [np.int64(5), np.uint8(5)], ids=["int64", "uint8"])
+def test_integers_of_numpy_are_whole_numbers_everywhere(number):
+    made = [
+        ToStep(number).step,
+        LearningRateRewind(number).step,
+        RewindNoise(step=number).step,
+        policy_from({"name": "step", "step": number}).step,
+        policy_from({"name": "epoch", "epoch": 1, "steps_per_epoch": number}).step,
+        ConstantRate(0.2, number).rounds,
+        ToSparsity(0.2, number).rounds,
+        KeepDense(first=number).first,
+        Floor(survivors=number).survivors,
+        SmartRatio(decay=number).decay,
+        NM(number, 2 * int(number)).n,
+        Block((number, 1)).shape[0],
+    ]
+    assert made == [5] * len(made)
+    assert {type(one) for one in made} == {int}

@@ -12,13 +12,14 @@ import ltcore as lt
 from judged import masks_of, small
 from ltcore import discovery
 from ltcore.allocation import Sparsity, by_layer
-from ltcore.criteria import SIGNALS, Param, as_criterion
+from ltcore.criteria import SIGNALS, FunctionCriterion, Param, as_criterion
 from ltcore.errors import InvalidValueError
 from ltcore.judging import score, scores_of
 from ltcore.options import criterion_from, pattern_from
 from ltcore.parameters import ParamInfo
 from ltcore.select import select
 from ltcore.testing import CriterionConformance, Linear, NumpyModel, Relu
+from ltcore.wrapped_criteria import DifferentSign, Inverted, SameSign, Shuffled
 
 WRAPPERS = ("same_sign", "different_sign", "inverted", "shuffled")
 INNER = ("magnitude_increase", "random", "synflow", "wanda")
@@ -253,12 +254,29 @@ def test_a_shuffle_moves_whole_units(pattern):
 
 
 def test_a_shuffle_that_would_break_a_pattern_is_refused():
-    model = NumpyModel([Linear(8, 6), Relu(), Linear(6, 4)])
-    with (
-        pytest.warns(UserWarning, match="6 inputs are no multiple of 4"),
-        pytest.raises(InvalidValueError, match="'shuffled' rearranged .* pattern '2:4' does not"),
-    ):
-        lt.prune(model, criterion=SHUFFLED, pattern="2:4")
+    scored = []
+    counted = FunctionCriterion("counted", lambda p: scored.append(p) or p.weight, passes=50)
+    model = NumpyModel([Linear(8, 8), Relu(), Linear(8, 4)])
+    for rule in (Shuffled(counted), Inverted(Shuffled(counted))):
+        with pytest.raises(InvalidValueError, match="rearranges masks, .* pattern '2:4' makes"):
+            lt.prune(model, criterion=rule, pattern="2:4")
+    assert not scored
+    lt.prune(model, criterion=Inverted(counted), pattern="2:4")  # has no last word
+    assert scored
+
+
+@pytest.mark.parametrize("wrapper", [Inverted, Shuffled, SameSign, DifferentSign])
+def test_a_wrapper_takes_any_criterion_and_says_how_one_is_named(wrapper):
+    def mine(param):
+        return param.weight
+
+    assert wrapper(mine).criterion.name.endswith("mine")
+    assert scores_of(wrapper(mine), param([1.0, 2.0], [1.0, 2.0])).shape == (2,)
+    for named in ("magnitude", {"name": "snip"}):
+        with pytest.raises(InvalidValueError, match=f"By name: .*'name': '{wrapper.name}'"):
+            wrapper(named)
+    with pytest.raises(InvalidValueError, match="criterion is 3"):
+        wrapper(3)
 
 
 def test_the_last_word_comes_after_the_last_pass():

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ import pytest
 import ltcore as lt
 from ltcore import discovery, hookspecs
 from ltcore.options import schedule_from
+from ltcore.testing import AllocationConformance, allocation_suite
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,12 +100,17 @@ def test_the_plugin_page_runs(torch_world):
     exec(blocks[1], torch_world)
     exec(blocks[2], torch_world)
     lt.held(torch_world["model"]).release()
-    scope = torch_world["first_half_only"]
-    assert lt.prune(torch_world["model"], 0.5, scope=scope).masks.counts["0.weight"][0] == 512
-    lt.held(torch_world["model"]).release()
+    scope = torch_world["outputs_apart"]
+    with lt.prune(torch_world["model"], {"*": 0.5, "2.weight": 0.25}, scope=scope) as hold:
+        assert [kept for kept, _ in hold.masks.counts.values()] == [512, 36]
+    suite = type("TestApart", (AllocationConformance,), {"allocation": scope})()
+    for goal, kept in itertools.product(suite.goals, allocation_suite.KEPT.values()):
+        suite.test_counts_can_be_removed(goal, kept)
+        suite.test_rounds_nest(kept)
     exec(blocks[3], torch_world)
-    hold = lt.prune(torch_world["model"], 0.1, scope="half-of-each")
-    assert [kept for kept, _ in hold.masks.counts.values()] == [512, 24]
+    hold = lt.prune(torch_world["model"], {"0.*": 0.5, "2.*": 0.0}, scope="all-in-one")
+    assert hold.masks.kept == 512 + 48
+    assert hold.masks.counts["2.weight"] != (48, 48)
     assert schedule_from("in-three", None, None, None) == lt.ToSparsity(0.9, 3)
     exec(
         blocks[4].replace("ltcore_mine.rules:my_rule", "ltcore.weight_criteria:magnitude"),
@@ -194,8 +201,10 @@ def test_the_tables_of_policies_and_schedules_are_complete(kind):
     for name, row in listed.items():
         assert re.search(r"\d{4}", row), f"{name} names no paper"
         target = discovery.registry().offers[kind][name].spec.load()
-        for option in inspect.signature(target).parameters:
-            assert f"`{option}`" in row or name == "initialization", (name, option)
+        for option, parameter in inspect.signature(target).parameters.items():
+            default = repr(parameter.default).replace("'", '"')
+            typed = option if parameter.default is parameter.empty else f"{option}={default}"
+            assert f"`{typed}`" in row or name == "initialization", (name, typed)
 
 
 @pytest.mark.parametrize("kind", ["allocation", "pattern"])

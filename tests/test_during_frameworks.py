@@ -149,7 +149,9 @@ def assert_held(world, masks):
 def test_gradual_pruning_holds_nests_and_ends_exactly(world, optimizer):
     world.compile(optimizer)
     masks = []
-    with lt.prune_gradually(world.model, 0.9, begin=2, end=8, every=2, initial=0.1) as pruning:
+    with lt.prune_gradually(
+        world.model, 0.9, begin=2, end=8, every=2, initial_sparsity=0.1
+    ) as pruning:
         for _ in range(10):
             world.train(1)
             masks.append(pruning.masks)
@@ -340,7 +342,7 @@ def test_early_bird_stops_a_loop_and_a_fit(world):
             world.model.fit(*data, batch_size=24, verbose=0, callbacks=[stop])
     assert 6 <= bird.drawn_at < 30
     assert bird.steps == bird.drawn_at
-    ticket = bird.ticket
+    ticket = bird.ticket()
     assert all(np.array_equal(ticket.params[n], a) for n, a in start.items())
     with ticket.apply(world.model) as hold:
         assert hold.masks == bird.masks
@@ -361,7 +363,7 @@ def test_scales_of_batch_norms_are_drawn_by_default():
         world.train(10)
     assert list(bird.masks) == ["1.weight"]
     assert bird.masks.counts == {"1.weight": (4, 8)}
-    hold = bird.ticket.apply(model)
+    hold = bird.ticket().apply(model)
     world.train(3)
     channels = model[1](model[0](world.x)).abs().amax((0, 2, 3)) > 0
     assert np.array_equal(channels.numpy(), bird.masks["1.weight"])

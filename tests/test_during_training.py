@@ -1,8 +1,10 @@
 """What ltcore does while somebody trains, on the numpy reference: formulas and brute force."""
 
 import gc
+import json
 import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltcore as lt
-from ltcore.errors import HoldError, InvalidValueError, MaskError, SelectorError, UnknownNameError
+from ltcore.errors import (
+    HoldError,
+    InvalidValueError,
+    MaskError,
+    NonFiniteError,
+    SelectorError,
+    UnknownNameError,
+)
 from ltcore.masks import Masks
 from ltcore.pacing import Beats
 from ltcore.testing import BatchNorm, Linear, NumpyModel, Relu, Sgd, mean_squared_error
+from ltcore.weight_criteria import magnitude
 
 EXAMPLE = np.zeros((1, 10), np.float32)
 
@@ -78,7 +88,7 @@ def test_beats_are_acted_on_once_and_in_order(every, begin, length, jumps):
 
 def test_the_ramp_is_the_formula_of_zhu_and_gupta():
     model = network()
-    with lt.prune_gradually(model, 0.8, begin=4, end=20, every=4, initial=0.1) as pruning:
+    with lt.prune_gradually(model, 0.8, begin=4, end=20, every=4, initial_sparsity=0.1) as pruning:
         Loop(model)(22)
     formula = [0.8 + (0.1 - 0.8) * (1 - (t - 4) / (4 * 4)) ** 3 for t in (4, 8, 12, 16, 20)]
     assert pruning.history == [
@@ -133,7 +143,7 @@ def test_masks_nest_zeros_hold_at_every_step_and_scores_are_of_that_step():
 
 def test_a_ticket_tells_the_ramp():
     model = network()
-    options = {"begin": 1, "end": 5, "every": 2, "ramp": "linear", "initial": 0.1}
+    options = {"begin": 1, "end": 5, "every": 2, "ramp": "linear", "initial_sparsity": 0.1}
     with lt.prune_gradually(model, 0.5, scope="layer", seed=4, **options) as pruning:
         Loop(model)(3)
         told = lt.Ticket.from_model(model).provenance
@@ -164,7 +174,7 @@ def test_patterns_grow_too(pattern):
 
 def test_initial_sparsity_at_step_zero_is_pruned_at_once():
     model = network()
-    with lt.prune_gradually(model, 0.5, initial=0.25, end=3, every=1) as pruning:
+    with lt.prune_gradually(model, 0.5, initial_sparsity=0.25, end=3, every=1) as pruning:
         assert pruning.masks.kept == 90
         Loop(model)(3)
     assert pruning.masks.kept == 60
@@ -279,7 +289,7 @@ def test_criteria_that_need_initial_weights_get_those_of_the_beginning():
         ({"end": 5, "begin": -1}, "begin is -1"),
         ({"end": 5, "every": 0}, "every is 0"),
         ({"end": 5, "every": 2.0}, "every is 2.0"),
-        ({"end": 5, "initial": 0.9}, "initial is 0.9 and sparsity is 0.5"),
+        ({"end": 5, "initial_sparsity": 0.9}, "initial_sparsity is 0.9 and sparsity is 0.5"),
         ({"end": 5, "ramp": "square"}, "ramp is 'square'.*cubic.*linear"),
         ({"end": 5, "every": 1, "ramp": lambda time: 2 * time}, "ramp gave 1.2 at step 3"),
         ({"end": 5, "sparsity": None}, "sparsity is missing"),
@@ -329,8 +339,8 @@ def test_distances_and_the_draw_are_those_of_brute_force():
     assert bird.drawn_at == step == len(bird.distances)
     assert 5 < step < len(scripts), "the script settles in its second half"
     assert np.array_equal(bird.masks["layers.0.weight"].reshape(-1), masks[-1])
-    assert np.array_equal(bird.ticket.params["layers.0.weight"], scripts[step - 1])
-    told = bird.ticket.provenance
+    assert np.array_equal(bird.ticket().params["layers.0.weight"], scripts[step - 1])
+    told = bird.ticket().provenance
     assert told["early_bird"]["step"] == step
     assert told["early_bird"]["distances"] == list(bird.distances[step])
     assert told["rewind"]["kind"] == "trained"
@@ -354,15 +364,15 @@ def test_after_the_draw_nothing_is_measured_and_the_ticket_stays():
         start = weights(model)
         loop(2)
         assert bird.drawn_at == 2
-        ticket = bird.ticket
+        ticket = bird.ticket()
         loop(5)
         assert bird.drawn_at == 2
-        assert bird.ticket.masks == ticket.masks
+        assert bird.ticket().masks == ticket.masks
     assert all(np.array_equal(a, start[name]) for name, a in ticket.params.items())
     twin = network()
     trained = lt.early_bird(twin, 0.5, every=1, window=2, threshold=1.0)
     Loop(twin)(7)
-    drawn = trained.ticket.params
+    drawn = trained.ticket().params
     assert all(np.array_equal(a, loop.seen[1][name]) for name, a in drawn.items())
 
 
@@ -371,12 +381,12 @@ def test_a_rewind_step_before_the_draw():
     loop = Loop(model)
     with lt.early_bird(model, 0.5, every=3, window=2, threshold=1.0, rewind_to=2) as bird:
         loop(6)
-    params = bird.ticket.params
+    params = bird.ticket().params
     assert all(np.array_equal(a, loop.seen[1][name]) for name, a in params.items())
     with lt.early_bird(model, 0.5, every=1, window=2, threshold=1.0, rewind_to=5) as bird:
         loop(6)
     with pytest.raises(InvalidValueError, match="rewind_to is step 5, but .* drawn at 2"):
-        _ = bird.ticket
+        _ = bird.ticket()
 
 
 def test_scales_of_norms_are_channels_and_take_their_shifts_along():
@@ -387,9 +397,9 @@ def test_scales_of_norms_are_channels_and_take_their_shifts_along():
     scripted_nothing(model, 2)
     kept = [False, True, False, True, False, True]
     assert bird.masks == {"layers.1.weight": np.array(kept)}
-    assert bird.ticket.masks == {n: np.array(kept) for n in ("layers.1.weight", "layers.1.bias")}
+    assert bird.ticket().masks == {n: np.array(kept) for n in ("layers.1.weight", "layers.1.bias")}
     bird.release()
-    with bird.ticket.apply(model):
+    with bird.ticket().apply(model):
         x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
         hidden = model.layers[1](model.layers[0](x))
         assert np.array_equal(hidden.any(axis=0), kept)
@@ -408,7 +418,7 @@ def test_no_draw_is_an_error_that_says_how_far_it_got():
             _ = bird.masks
         Loop(model)(6)
     with pytest.raises(InvalidValueError, match=r"in 6 updates: the largest distance is \[0\."):
-        _ = bird.ticket
+        _ = bird.ticket()
 
 
 @pytest.mark.parametrize(
@@ -599,7 +609,10 @@ def test_a_ticket_says_that_masks_moved():
     ticket = training.ticket()
     assert ticket.provenance["sparse_training"] == {
         "method": {"name": "set", "fraction": 0.3}, "every": 2, "until": None, "moves": 2,
-        "nested": False, "start": {"sparsity": 0.7, "scope": "layer"},
+        "nested": False, "start": {
+            "criterion": "random", "scope": "layer", "pattern": "unstructured",
+            "goal": {"sparsity": 0.7},
+        },
     }  # fmt: skip
     assert ticket.provenance["rewind"] == {"kind": "present", "step": 5}
     assert ticket.masks == training.masks
@@ -648,7 +661,15 @@ def test_a_method_of_ones_own():
         ({"method": "rigl", "until": 500}, InvalidValueError, "batches, loss"),
         ({"method": "set", "until": 100}, InvalidValueError, "until is 100; .* 101 or more"),
         ({"method": "set", "every": 0}, InvalidValueError, "every is 0"),
-        ({"method": "sett"}, UnknownNameError, r"'sett'; there are \['rigl', 'set'\]"),
+        (
+            {"method": "sett"},
+            UnknownNameError,
+            r"'sett'; did you mean 'set'\? There are \['rigl', 'set'\]",
+        ),
+        ({"method": "rgil"}, UnknownNameError, r"did you mean 'rigl'\?"),
+        ({"method": {"fraction": 0.1}}, InvalidValueError, "has no 'name'"),
+        ({"method": {"name": "set", "share": 0.1}}, InvalidValueError, "fraction: float = 0.3"),
+        ({"method": {"name": "set", "fraction": 1.5}}, InvalidValueError, "fraction is 1.5"),
         ({"method": 3}, InvalidValueError, "method is 3"),
         ({"method": "set", "sparsity": None}, HoldError, "sparsity is missing"),
         ({"method": "set", "sparsity": 1.0}, InvalidValueError, "sparsity is 1.0"),
@@ -664,6 +685,16 @@ def test_bad_sparse_training_is_refused(options, error, match):
     for made in (lt.SET, lt.RigL):
         with pytest.raises(InvalidValueError, match="fraction is 1.0"):
             made(1.0)
+
+
+def test_a_method_may_be_named_with_its_options():
+    named = {"name": "set", "fraction": 0.1}
+    with lt.train_sparse(network(), 0.5, method=named) as run:
+        assert run.method == lt.SET(0.1)
+        assert run.hold.story["sparse_training"]["method"] == named
+    partial = SimpleNamespace(name="mine", drop=magnitude, grow=magnitude)
+    with pytest.raises(InvalidValueError, match="; it has no 'share'$"):
+        lt.train_sparse(network(), 0.5, method=partial)
 
 
 def test_a_held_model_and_a_sparsity_contradict():
@@ -714,6 +745,10 @@ def batch_slopes(params):
 
 def test_supermask_masks_threshold_and_sample():
     found = lt.find_supermask(network(), [(X, Y)], mean_squared_error, steps=5, lr=20.0)
+    masks = found.masks()
+    assert repr(found) == (
+        f"Supermask(kept={masks.kept}, total={masks.total}, parameters={len(masks)})"
+    )
     for name, p in found.probabilities.items():
         assert np.array_equal(found.masks()[name], p > 0.5)
         assert np.array_equal(found.masks(0.6)[name], p > 0.6)
@@ -748,9 +783,47 @@ def test_a_failing_loss_gives_the_model_its_weights_back():
     def broken(outputs, targets):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InvalidValueError, match="the loss failed.*ZeroDivisionError"):
         lt.find_supermask(model, [(X, Y)], broken, steps=3)
     assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+
+
+def test_integers_of_numpy_are_numbers_of_updates_and_fit_a_ticket():
+    five, ten = np.int64(5), np.uint8(10)
+    run = lt.train_sparse(network(), 0.5, method="set", every=five, until=ten)
+    assert json.loads(json.dumps(run.hold.story)) == run.hold.story
+    beats = lt.prune_gradually(network(), 0.5, begin=np.int64(0), end=ten, every=five).beats
+    assert beats == Beats(5, 0, 10)
+    assert {type(number) for number in (beats.every, beats.begin, beats.end)} == {int}
+    for options in ({"until": np.float64(10)}, {"every": True}):
+        with pytest.raises(InvalidValueError, match="expected a number of optimizer updates"):
+            lt.train_sparse(network(), 0.5, method="set", **options)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_supermask_stops_at_the_step_whose_gradients_are_no_numbers(value):
+    model, bad = network(), X.copy()
+    bad[0, 0] = value
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(NonFiniteError, match=r"step 2: \d+ of \d+ gradients of 'layers.*NaN"),
+    ):
+        lt.find_supermask(model, [(X, Y), (bad, Y)], mean_squared_error, steps=5)
+    assert all(np.array_equal(a, network().arrays()[n]) for n, a in model.arrays().items())
+    assert lt.held(model) is None
+
+
+def test_a_supermask_that_keeps_nothing_says_so():
+    model = network()
+    found = lt.find_supermask(model, [(X, Y)], mean_squared_error, steps=1, lr=1e-9)
+    nothing = found.masks(0.9)
+    assert nothing.kept == 0
+    with pytest.warns(UserWarning, match=r"keeps nothing of \['layers.0.weight', 'layers.2.wei"):
+        found.apply(model, nothing)
+    for threshold in (7, 1.0, -0.1, float("nan"), True, "0.5"):
+        with pytest.raises(InvalidValueError, match="threshold is"):
+            found.masks(threshold)
+    assert found.masks(0.0).kept == 120
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,23 @@ def test_wanda_takes_the_same_share_of_every_output(side):
         assert [set(np.flatnonzero(row)) for row in mask] == [set(row) for row in best]
 
 
+@pytest.mark.parametrize(
+    "pattern", ["channel", "input-channel", {"name": "block", "shape": (2, 2)}]
+)
+def test_wanda_within_outputs_cannot_score_units(side, pattern):
+    _, model, x, y = network(side, widths=(8, 6, 4))
+    first = "dense.weight" if side.__name__ == "Keras" else "*0.weight"
+    options = {"batches": [(side.array(x), side.array(y))], "prunable": [first]}
+    for rule in ("wanda", {"name": "inverted", "criterion": "wanda"}):
+        with pytest.raises(InvalidValueError, match="same mean in every output; .*'per': 'layer'"):
+            lt.prune(model, 0.5, criterion=rule, pattern=pattern, **options)
+    rule = {"name": "wanda", "per": "layer"}
+    with lt.prune(model, 0.5, criterion=rule, pattern=pattern, **options) as hold:
+        assert hold.masks.sparsity == 0.5
+    with lt.prune(model, criterion="wanda", pattern="2:4", **options) as hold:
+        assert hold.masks.sparsity == 0.5
+
+
 # What SynFlow promises
 
 
@@ -432,7 +449,7 @@ def test_what_is_missing_is_named(side, name, missing):
 @pytest.mark.parametrize("side", [SIDES["numpy"], SIDES["torch"]])  # Keras models know inputs
 def test_synflow_without_an_example_says_so(side):
     _, model, _, _ = network(side)
-    with pytest.raises(InvalidValueError, match="'flow' needs to know.*give example="):
+    with pytest.raises(InvalidValueError, match="'synflow'.*'flow', needs to know.*give example="):
         lt.prune(model, 0.5, criterion="synflow")
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from ltcore.cli import _app, new_plugin
 from ltcore.discovery import KINDS, registry
+from ltcore.options import taken
 
 WRITTEN = ("criterion", "rewind-policy", "schedule", "allocation", "pattern")
 
@@ -64,6 +66,16 @@ def test_what_it_writes_is_clean(kind: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_a_policy_declares_is_no_option_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("rewind-policy", "my-own-rule", "--into", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "ltcore-my-own-rule" / "src")
+    policy = import_module("ltcore_my_own_rule.rewind_policy").MyOwnRule
+    assert taken(policy) == ["share: float = 0.5"]
+    assert (policy().snapshots, policy().resume_step) == ((0,), 0)
+
+
 def test_json_says_what_was_written(tmp_path: Path) -> None:
     told = json.loads(run("pattern", "pairs", "--into", tmp_path, "--json")[1])
     assert told["folder"] == str(tmp_path / "ltcore-pairs")
@@ -85,6 +97,8 @@ def test_json_says_what_was_written(tmp_path: Path) -> None:
         ("criterion", "../rule", "'rule' would do"),
         ("criterion", "", "expected a letter"),
         ("criterion", "règle", "expected a letter"),
+        ("allocation", "criterion", "'criterion' is the word for a kind"),
+        ("pattern", "rewind-policies", "is the word for a kind"),
         ("criterion", "lambda", "'lambda' is a word of Python's"),
         ("criterion", "none", "'None' is a word of Python's"),
     ],

@@ -56,8 +56,8 @@ def test_every_tracked_file_is_inside(wheel):
 def test_entry_points_and_dependencies(wheel):
     (points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     text = wheel.read(points).decode()
-    for line in ("builtin = ltcore.builtin", "torch = ltcore_torch", "keras = ltcore_keras", "jax = ltcore_jax",
-                 "gradient-criteria = ltcore_gradient_criteria",
+    for line in ("builtin = ltcore.builtin", "torch = ltcore_torch", "keras = ltcore_keras",
+                 "jax = ltcore_jax", "gradient-criteria = ltcore_gradient_criteria",
                  "ltcore = ltcore.cli:main"):  # fmt: skip
         assert line in text
     (metadata,) = [n for n in wheel.namelist() if n.endswith("METADATA")]

@@ -11,16 +11,21 @@ from hypothesis import strategies as st
 import ltcore as lt
 from ltcore.allocation import Rate, Sparsity, by_global, by_layer
 from ltcore.discovery import registry
-from ltcore.errors import InvalidValueError, NonFiniteError
+from ltcore.errors import InvalidValueError, NonFiniteError, SelectorError
 from ltcore.nm_pattern import NM
-from ltcore.options import pattern_from
+from ltcore.options import allocation_from, pattern_from, prunable_from
 from ltcore.parameters import ParamInfo, in_canonical_order
 from ltcore.patterns import Cut
+from ltcore.pruning import Pruning, check_goals, next_masks
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
+from ltcore.selectors import resolve
 from ltcore.shares import Erk, uniform
-from ltcore.testing import PatternConformance
+from ltcore.signals import Subject
+from ltcore.testing import Linear, NumpyModel, PatternConformance
+from ltcore.ticket import resolve_backend
 from ltcore.unit_patterns import Block, Channel, InputChannel
+from ltcore.weight_criteria import magnitude
 
 OFFERED = [name for name, offer in registry().offers["pattern"].items()
            if offer.spec.target.startswith("ltcore.") and name != "n:m"]  # fmt: skip
@@ -405,7 +410,7 @@ def test_both_frameworks_get_the_same_masks_and_keep_them(twins, pattern, scope)
 
 def test_2_4_needs_no_sparsity_and_holds_along_the_canonical_inputs(twins):
     model = twins.model
-    with lt.prune(model, pattern="2:4") as hold:
+    with lt.prune(model, pattern={"name": "2:4"}) as hold:
         assert hold.masks.sparsity == 0.5
         for i in (0, 2, 5, 7):
             mask = hold.masks[f"{i}.weight"]
@@ -485,6 +490,41 @@ def test_a_search_with_a_pattern_nests_and_tells_it(twins, pattern):
         assert all((u.all(1) | ~u.any(1)).all() for u in units)
         assert sum(int(u.any(1).sum()) for u in units) == 20  # of 8 + 16 + 16
         assert masks["7.weight"].all()
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk", "keep-dense", "floor"])
+@pytest.mark.parametrize("goal", [Rate, Sparsity])
+def test_selectors_of_what_the_pattern_leaves_dense_ask_for_nothing(goal, scope):
+    layers = [Linear(8, 8), Linear(8, 8), Linear(8, 8), Linear(8, 4)]
+    rule, shape = allocation_from(scope), pattern_from("channel")
+
+    def masks_for(amounts):
+        model = NumpyModel(layers)
+        backend = resolve_backend(model, None)
+        structure = backend.describe(model)
+        infos = prunable_from(structure, None)
+        start = lt.Masks.ones({info.name: info.shape for info in infos})
+        pruning = Pruning(magnitude, rule, goal(amounts), infos, shape)
+        with pytest.warns(UserWarning, match="layers.3.weight.*an output layer"):
+            check_goals([pruning], start)
+        known = {"weight": backend.read(model, structure, start)}
+        subject = Subject(backend, model, structure)
+        with pytest.warns(UserWarning, match="an output layer"):
+            return next_masks(pruning, start, known, subject, np.random.default_rng(0))
+
+    assert masks_for({"*": 0.25, "@output": 0.2}) == masks_for({"*": 0.25})
+    assert masks_for({"@output": 0.2}).sparsity == 0
+    with pytest.raises(InvalidValueError, match="is 1.5; expected a fraction"):
+        masks_for({"*": 0.25, "@output": 1.5})
+    with pytest.raises(SelectorError, match="'@conv' matches none"):
+        masks_for({"*": 0.25, "@conv": 0.2})
+
+
+def test_a_selector_that_matches_nothing_is_not_its_own_hint():
+    layers = (info_of("linear", (4, 4), name="a"),)
+    with pytest.raises(SelectorError) as caught:
+        resolve({"@output": 0.5}, layers, "sparsity")
+    assert "did you mean '@output'" not in str(caught.value)
 
 
 def test_prunable_may_name_biases_for_channels(twins):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,13 @@ from ltcore.errors import (
     UnknownNameError,
 )
 from ltcore.hookspecs import BackendSpec, Spec, hookimpl
-from ltcore.options import policy_from, schedule_from
+from ltcore.options import (
+    allocation_from,
+    criterion_from,
+    pattern_from,
+    policy_from,
+    schedule_from,
+)
 
 
 @pytest.fixture
@@ -270,6 +277,7 @@ def kept(model, **options):
     return [count for count, _ in hold.masks.counts.values()]
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
 def test_an_allocation_may_be_a_function_a_class_or_an_object():
     lt.register("allocation", "test-function", each_way)
     lt.register("allocation", "test-class", EachWay)
@@ -327,6 +335,61 @@ def test_a_criterion_may_be_a_function_a_class_or_an_object():
     assert highest == same != lowest == object_
 
 
+@pytest.mark.filterwarnings("ignore:allocation 'EachWay' removes")
+def test_a_function_of_any_kind_may_make_the_thing_with_and_without_options():
+    def thing(param):
+        return param.weight
+
+    def makes_criterion(sign=1):
+        return lambda param: sign * param.weight
+
+    def makes_allocation(keep=1):
+        return EachWay(keep)
+
+    lt.register("criterion", "test-makes", makes_criterion)
+    lt.register("allocation", "test-makes", makes_allocation)
+    lt.register("rewind-policy", "test-makes", lambda step=3: lt.ToStep(step))
+    lt.register("rewind-policy", "test-is", lambda any_name: any_name.trained)
+    lt.register("schedule", "test-is", lambda any_name: 0.1 * any_name)
+    by_thing = lt.prune(dense(), 0.5, criterion=thing).masks
+    assert lt.prune(dense(), 0.5, criterion="test-makes").masks == by_thing
+    minus = lt.prune(dense(), 0.5, criterion={"name": "test-makes", "sign": -1}).masks
+    assert minus == lt.prune(dense(), 0.5, criterion=lambda param: -param.weight).masks != by_thing
+    assert kept(dense(), scope="test-makes") == [1, 1]
+    assert kept(dense(), scope={"name": "test-makes", "keep": 3}) == [3, 3]
+    assert policy_from("test-makes").step == 3
+    assert policy_from({"name": "test-makes", "step": 4}).step == 4
+    assert policy_from("test-is").describe()["kind"] == "test-is"
+    assert schedule_from("test-is", 2, None, None).goal(2).amounts == 0.2
+
+
+def test_what_is_there_as_it_is_takes_no_options():
+    for options in ({"floor": 1}, {"goal": 1}):
+        with pytest.raises(InvalidValueError, match="'global' is there as it is.*no options") as e:
+            allocation_from({"name": "global", **options})
+        assert "It takes" not in str(e.value)
+    with pytest.raises(InvalidValueError, match="'magnitude' is there as it is; it takes no opt"):
+        criterion_from({"name": "magnitude", "power": 2})
+
+
+@pytest.mark.parametrize(
+    ("read", "parts", "lacks"),
+    [
+        (criterion_from, {"name": "x", "needs": frozenset(), "score": abs}, "'elementwise'"),
+        (pattern_from, {"name": "x", "sparsity": None, "units": abs, "pool": abs},
+         "'misfit', 'spread'"),
+        (policy_from, {"snapshots": (), "rewind": abs}, "'resume_step', 'describe'"),
+        (lambda given: schedule_from(given, None, None, None), {"goal": abs}, "'rounds'"),
+    ],
+)  # fmt: skip
+def test_what_lacks_a_member_is_told_which(read, parts, lacks):
+    with pytest.raises(InvalidValueError, match=f"; it has no {lacks}$"):
+        read(SimpleNamespace(**parts))
+    with pytest.raises(InvalidValueError) as caught:
+        read(3.5)
+    assert "it has no" not in str(caught.value)
+
+
 def test_a_backend_may_be_registered_with_the_classes_it_drives():
     from ltcore.testing import ReferenceBackend
 
@@ -346,7 +409,9 @@ def test_what_is_registered_is_checked():
         lt.criterion("")
     with pytest.raises(InvalidValueError, match=r"needs \['gradeint'\]"):
         lt.criterion("test-needs", needs="gradeint")(lambda param: param.weight)
-    lt.register("pattern", "test-number", 3)
+    with pytest.raises(InvalidValueError, match="pattern 'test-number' is 3, which has no name"):
+        lt.register("pattern", "test-number", 3)
+    lt.register("pattern", "test-number", lambda: 3)
     with pytest.raises(InvalidValueError, match="'test-number', which stands for 3"):
         lt.prune(dense(), 0.5, pattern="test-number")
     lt.register("schedule", "test-wrong", lambda: 3)
@@ -354,6 +419,26 @@ def test_what_is_registered_is_checked():
         InvalidValueError, match=r"'test-wrong', which stands for 3.* rounds and goal"
     ):
         schedule_from("test-wrong", None, None, None)
+
+
+@pytest.mark.parametrize("name", ["", "My Rule", "2:4", "-x", "x-", "x--y", "règle", 3, "x\n"])
+def test_a_name_that_nobody_could_type_is_refused(name):
+    with pytest.raises(InvalidValueError, match="the name of a schedule is .* expected a letter"):
+        lt.register("schedule", name, lt.OneShot(0.5))
+
+
+@pytest.mark.parametrize(
+    "kind", ["criterion", "rewind-policy", "schedule", "allocation", "pattern"]
+)
+def test_what_can_be_no_such_thing_is_refused_when_it_is_registered(kind):
+    with pytest.raises(InvalidValueError, match=f"the {kind} 'test-thing' is .*, which has no"):
+        lt.register(kind, "test-thing", object())
+    assert "test-thing" not in discovery.offers(kind)
+
+
+def test_the_decorator_takes_functions():
+    with pytest.raises(InvalidValueError, match="@criterion takes a function of a Param"):
+        lt.criterion("test-thing")(dict)
 
 
 def test_options_that_are_not_there_are_answered_with_the_closest():

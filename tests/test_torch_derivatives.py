@@ -364,7 +364,8 @@ class Pair(nn.Module):
 def test_several_inputs_and_targets():
     model, (x, y), (z, w) = Pair(), data(5, 3), data(5, 4, seed=2)
 
-    def loss(output, first, second):
+    def loss(output, targets):
+        first, second = targets
         return MSE(output, first) + output.mul(second).tanh().mean()
 
     structure = BACKEND.describe(model)
@@ -373,7 +374,7 @@ def test_several_inputs_and_targets():
     for i in range(5):
         model.zero_grad()
         part = slice(i, i + 1)
-        loss(model(x[part], z[part]), y[part], w[part]).backward()
+        loss(model(x[part], z[part]), (y[part], w[part])).backward()
         squares.append(model.b.weight.grad.numpy() ** 2)
     np.testing.assert_allclose(found["b.weight"], np.mean(squares, 0), rtol=1e-5)
 

@@ -458,7 +458,9 @@ def test_bad_words_change_nothing():
 
 
 def test_the_report_says_what_is_outside_the_masks():
-    text = str(lt.prune(mlp(), sparsity=0.5).report())
+    report = lt.prune(mlp(), sparsity=0.5).report()
+    assert repr(report) == "Report(kept=72, total=144, parameters=2)"
+    text = str(report)
     assert "outside the masks: 19 trained weights in 2 parameters" in text
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from ltcore.arrays import Params
 from ltcore.errors import CapabilityError, InvalidValueError
 from ltcore_torch._inference import differentiable, untouched
-from ltcore_torch._layouts import as_inputs, check_shape, wide, write_into
+from ltcore_torch._layouts import as_inputs, as_targets, check_shape, tensors_in, wide, write_into
 from ltcore_torch._names import unwrap
 from ltcore_torch._slots import Slot
 
@@ -25,7 +26,7 @@ Derivatives: TypeAlias = Sequence[torch.Tensor | None]
 _ONCE = once_differentiable(lambda _: None).__code__
 """What all functions have in common that are marked so."""
 
-_Derive: TypeAlias = Callable[[list[torch.Tensor], Tensors, Tensors], Iterable[Derivatives]]
+_Derive: TypeAlias = Callable[[list[torch.Tensor], Tensors, Any], Iterable[Derivatives]]
 
 
 def mean_gradients(
@@ -37,8 +38,8 @@ def mean_gradients(
         InvalidValueError: there are no ``batches``.
     """
 
-    def gradients(params: list[torch.Tensor], x: Tensors, y: Tensors) -> Iterator[Derivatives]:
-        yield torch.autograd.grad(loss(model(*x), *y), params, allow_unused=True)
+    def gradients(params: list[torch.Tensor], x: Tensors, y: Any) -> Iterator[Derivatives]:
+        yield torch.autograd.grad(loss(model(*x), y), params, allow_unused=True)
 
     return _means(model, slots, batches, gradients)
 
@@ -53,9 +54,9 @@ def mean_squares(
             same number of examples.
     """
 
-    def squares(params: list[torch.Tensor], xs: Tensors, ys: Tensors) -> Iterator[Derivatives]:
+    def squares(params: list[torch.Tensor], xs: Tensors, ys: Any) -> Iterator[Derivatives]:
         for x, y in _singles(xs, ys):
-            found = torch.autograd.grad(loss(model(*x), *y), params, allow_unused=True)
+            found = torch.autograd.grad(loss(model(*x), y), params, allow_unused=True)
             yield [None if one is None else wide(_dense(one)).square() for one in found]
 
     return _means(model, slots, batches, squares)
@@ -72,9 +73,9 @@ def hessian_product(
     """
     directions = _directions(slots, vector)
 
-    def products(params: list[torch.Tensor], x: Tensors, y: Tensors) -> Iterator[Derivatives]:
+    def products(params: list[torch.Tensor], x: Tensors, y: Any) -> Iterator[Derivatives]:
         with _told_of_second_derivatives(), sdpa_kernel(SDPBackend.MATH):
-            value = loss(model(*x), *y)
+            value = loss(model(*x), y)
             _check_graph(value)
             found = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
             gradients, cotangents = [], []
@@ -109,7 +110,7 @@ def _means(
     count = 0
     with _unfrozen(params):
         for inputs, targets in batches:
-            x, y = as_inputs(inputs, device), as_inputs(targets, device)
+            x, y = as_inputs(inputs, device), as_targets(targets, device)
             with untouched(unwrap(model)), differentiable(model, device):
                 for found in derive(params, x, y):
                     for place, one in zip(places, found, strict=True):
@@ -143,16 +144,20 @@ def _unfrozen(params: Iterable[torch.Tensor]) -> Iterator[None]:
             param.requires_grad_(False)
 
 
-def _singles(inputs: Tensors, targets: Tensors) -> Iterator[tuple[Tensors, Tensors]]:
+def _singles(inputs: Tensors, targets: Any) -> Iterator[tuple[Tensors, Any]]:
     """Yield the examples of a batch, each as a batch of one."""
-    shapes = [tuple(tensor.shape) for tensor in (*inputs, *targets)]
+    shapes = [tuple(tensor.shape) for tensor in (*inputs, *tensors_in(targets))]
     if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
         raise InvalidValueError(
             f"inputs and targets of shapes {shapes} cannot be told apart into examples; expected "
             "the same number of them along axis 0"
         )
     for i in range(shapes[0][0]):
-        yield tuple(x[i : i + 1] for x in inputs), tuple(y[i : i + 1] for y in targets)
+
+        def one(leaf: Any, i: int = i) -> Any:
+            return leaf[i : i + 1] if isinstance(leaf, torch.Tensor) else leaf
+
+        yield tuple(one(x) for x in inputs), tree_map(one, targets)
 
 
 def _directions(slots: Mapping[str, Slot], vector: Params) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ltcore.arrays import Array, own
 from ltcore.errors import CapabilityError, InvalidValueError
@@ -69,6 +69,17 @@ def as_inputs(example: Any, device: torch.device) -> tuple[torch.Tensor, ...]:
         (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part))).to(device)
         for part in parts
     )
+
+
+def as_targets(targets: Any, device: torch.device) -> Any:
+    """Return what a loss gets: ``targets``, with arrays as tensors, all on ``device``."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray | np.generic):
+            leaf = torch.from_numpy(np.asarray(leaf))
+        return leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf
+
+    return tree_map(moved, targets)
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The TOML file of ``ltcore prune``: its keys are arguments of `ltcore.prune`."""
+"""The TOML file of ``ltcore prune``: its keys are arguments of `ltcore.prune`, and ``import``."""
 
 import tomllib
 from collections.abc import Callable, Mapping
@@ -13,12 +13,13 @@ def read(path: Path) -> dict[str, Any]:
     """Return what a file says, checked for form.
 
     Raises:
-        InvalidValueError: it is no TOML, or a key is unknown or has something else than it may;
-            names the file and the key.
-        OSError: it cannot be read.
+        InvalidValueError: it cannot be read or is no TOML, or a key is unknown or has something
+            else than it may; names the file and the key.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidValueError(f"--config {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidValueError(f"{path} is no TOML: {error}") from None
     for key, value in table.items():
@@ -49,13 +50,21 @@ def _named(value: Any) -> str:
 
 
 def _selectors(value: Any) -> str:
-    fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return "" if fine else _not(value, "a list of selectors")
+    return "" if _is_texts(value) else _not(value, "a selector, or a list of selectors")
+
+
+def _modules(value: Any) -> str:
+    return "" if _is_texts(value) else _not(value, "a module's name, or a list of names")
 
 
 def _seed(value: Any) -> str:
     fine = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return "" if fine else _not(value, "a whole number, 0 or more")
+
+
+def _is_texts(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _is_number(value: Any) -> bool:
@@ -73,5 +82,6 @@ _KEYS: Mapping[str, Callable[[Any], str]] = {
     "pattern": _named,
     "prunable": _selectors,
     "seed": _seed,
+    "import": _modules,
 }
 """``{key: returns what is wrong with a value, to be put after the key; empty if nothing is}``."""

@@ -10,8 +10,11 @@ from ltcore.options import taken
 from ltcore.plugins import load_offer, missing_requirements
 from ltcore.signals import MEASUREMENTS
 
-_SEARCH = ("initial", "rewind")
-"""Signals that only a search has."""
+_KNOWN_TO = {
+    "initial": "a search, prune_gradually or early_bird",
+    "rewind": "a search",
+}
+"""Who has the signals that nobody can be asked for."""
 
 
 def described(kind: str, offer: Registered) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def _needs(target: Any) -> dict[str, list[str]] | None:
 def _asks(signal: str) -> list[str]:
     if signal in MEASUREMENTS:
         return list(MEASUREMENTS[signal].asks)
-    return ["a search"] if signal in _SEARCH else []
+    return [_KNOWN_TO[signal]] if signal in _KNOWN_TO else []
 
 
 def _options(kind: str, target: Any) -> list[str]:

@@ -22,4 +22,9 @@ Example = Annotated[
     ),
 ]
 
+Import = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="Import this first, for what it registers.", metavar="MODULE"),
+]
+
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]

@@ -114,6 +114,11 @@ def _check_usage(kind: str, name: str) -> None:
             f"there is no template for {kind!r}{hint} There are {', '.join(_FORMS)}",
             param_hint="KIND",
         )
+    if name in KINDS or _function(name) in KINDS.values():
+        raise typer.BadParameter(
+            f"{name!r} is the word for a kind; a name says what is special, such as my-{name}",
+            param_hint="NAME",
+        )
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
         hint = f"; {plain!r} would do" if plain else ""

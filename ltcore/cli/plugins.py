@@ -1,5 +1,6 @@
 """``ltcore plugins``: what is installed, from whom, and what it needs."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from itertools import groupby
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ltcore.cli import _user
 from ltcore.cli._offers import described
+from ltcore.cli._options import Import
 from ltcore.cli._output import AsJson, console, facts, print_json, printable, table
 from ltcore.closest import did_you_mean
 from ltcore.discovery import (
@@ -33,14 +36,17 @@ def plugins(
         str | None,
         typer.Argument(help="Show what has this name in detail; or list this kind only."),
     ] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """List what plugins offer, from whom, and what it needs; and plugins that cannot be used."""
+    _user.imported(imports or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # the table says it
         found = registry()
     if name is not None and name not in KINDS:
-        _show(name, found, as_json)
+        # Patterns such as 2:4 are one pattern with numbers filled in.
+        _show("n:m" if re.fullmatch(r"\d+:\d+", name) else name, found, as_json)
         return
     listed = [
         described(kind, offer)

@@ -11,7 +11,7 @@ import typer
 from ltcore import api
 from ltcore.allocation import Amounts
 from ltcore.cli import _config, _user
-from ltcore.cli._options import Example, Force, Model
+from ltcore.cli._options import Example, Force, Import, Model
 from ltcore.cli._output import AsJson, print_json, printable
 from ltcore.cli._tickets import check_free, check_name, print_ticket, ticket_data
 from ltcore.convert import load_weights
@@ -69,15 +69,11 @@ def prune(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML with sparsity, criterion, scope, pattern, prunable, seed; options win."
+            help="TOML with sparsity, criterion, scope, pattern, prunable, seed, import; options "
+            "win."
         ),
     ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", help="Import this first, for what it registers.", metavar="MODULE"
-        ),
-    ] = None,
+    imports: Import = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -87,7 +83,6 @@ def prune(
     """
     check_name(output, "--output")
     check_free(output, force)
-    _user.imported(imports or [])
     typed = {
         "sparsity": sparsity,
         "criterion": criterion,
@@ -96,7 +91,9 @@ def prune(
         "prunable": prunable or None,
         "seed": seed,
     }
-    choices = _choices(config, typed)
+    read = _config.read(config) if config else {}
+    _user.imported(_texts(read.pop("import", [])) + (imports or []))
+    choices = _choices(config, read, typed)
     _check_choices(choices, data, loss)
     batch = _user.example(example or [])
     made = _user.made(model, "--model")
@@ -104,12 +101,13 @@ def prune(
         "loss": _user.function(loss, "--loss") if loss else None,
         "batches": _user.made(data, "--data") if data else None,
     }
-    masks = load_weights(made, checkpoint, example=batch)
-    if masks:
-        api.hold(made, masks)
     options = {name: choice.value for name, choice in choices.items()}
-    hold = api.prune(made, example=batch, **given, **options)
-    ticket = Ticket.from_model(made, example=batch)
+    with _user.running(_code(model, data, loss)):
+        masks = load_weights(made, checkpoint, example=batch)
+        if masks:
+            api.hold(made, masks)
+        hold = api.prune(made, example=batch, **given, **options)
+        ticket = Ticket.from_model(made, example=batch)
     ticket.save(output)
     _print(output, ticket, hold.report(), as_json)
 
@@ -122,9 +120,20 @@ class _Choice:
     place: str
 
 
-def _choices(config: Path | None, typed: Mapping[str, Any]) -> dict[str, _Choice]:
+def _texts(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _code(model: str, data: str | None, loss: str | None) -> str:
+    """Return how the user named the code that a pruning calls."""
+    options = {"--model": model, "--data": data, "--loss": loss}
+    return ", ".join(f"{option} {value}" for option, value in options.items() if value)
+
+
+def _choices(
+    config: Path | None, read: Mapping[str, Any], typed: Mapping[str, Any]
+) -> dict[str, _Choice]:
     """Return what was chosen: in the file, or with an option, which wins."""
-    read = _config.read(config) if config else {}
     chosen = {key: _Choice(value, f"{config}: {key}") for key, value in read.items()}
     given = {key: _Choice(v, f"--{key}") for key, v in typed.items() if v is not None}
     return {**chosen, **given}

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ltcore.arrays import Array
-from ltcore.criteria import SIGNALS, Criterion, Param, passes_of
+from ltcore.criteria import SIGNALS, Criterion, Param, as_criterion, passes_of
 from ltcore.masks import Masks
 from ltcore.parameters import ParamInfo
+from ltcore.testing.given import check_given, under_test
 
 SHAPES = ((5, 4), (3, 2, 3, 3), (7,))
 
@@ -25,7 +26,7 @@ class CriterionConformance:
     """What `ltcore.criteria.Criterion` promises.
 
     Attributes:
-        criterion: the criterion under test: an object or its class; override it.
+        criterion: the criterion under test: an object, its class or a function; override it.
         shapes: of the weights it is tried on.
     """
 
@@ -34,14 +35,13 @@ class CriterionConformance:
 
     def rule(self) -> Criterion:
         """Return the criterion under test."""
-        given = type(self).criterion
-        if given is None:
-            raise NotImplementedError("set the class attribute `criterion`")
-        rule: Criterion = given() if isinstance(given, type) else given
+        parts = ("name", "needs", "elementwise", "score")
+        rule: Criterion = under_test(self, "criterion", parts, as_criterion)
         return rule
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Make one test of each shape; pytest calls this."""
+        check_given(self)
         if "shape" in metafunc.fixturenames:
             metafunc.parametrize("shape", self.shapes, ids=str)
 

@@ -16,6 +16,7 @@ from ltcore.parameters import ParamInfo
 from ltcore.patterns import Cut, Pattern, cut
 from ltcore.scoring import ArrayScores
 from ltcore.select import select
+from ltcore.testing.given import check_given, under_test
 
 INFOS = tuple(
     ParamInfo(f"{where}.{role}", kind, role, shape, where == "head", role != "bias")
@@ -41,7 +42,7 @@ class PatternConformance:
     """What `ltcore.patterns.Pattern` promises.
 
     Attributes:
-        pattern: the pattern under test; override it.
+        pattern: the pattern under test, or its class; override it.
         infos: the parameters it is tried on. It fits at least one of them.
     """
 
@@ -50,13 +51,13 @@ class PatternConformance:
 
     def rule(self) -> Pattern:
         """Return the pattern under test."""
-        if self.pattern is None:
-            raise NotImplementedError("set the class attribute `pattern`")
-        rule: Pattern = self.pattern
+        parts = ("name", "sparsity", "misfit", "units", "pool", "spread")
+        rule: Pattern = under_test(self, "pattern", parts)
         return rule
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Make one test of each parameter that the pattern fits; pytest calls this."""
+        check_given(self)
         if "info" in metafunc.fixturenames:
             fitting = [info for info in self.infos if not self.rule().misfit(info)]
             metafunc.parametrize("info", fitting, ids=lambda info: info.name)

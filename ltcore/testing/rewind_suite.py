@@ -6,7 +6,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from ltcore.arrays import Array, Params
 from ltcore.masks import Masks
 from ltcore.rewinding import FunctionPolicy, RewindContext, RewindPolicy
+from ltcore.testing.given import check_given, under_test
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "conv.weight": (3, 2, 3, 3),
@@ -24,6 +25,10 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "dense.bias": (4,),
 }
 MASKED = ("conv.weight", "dense.weight")
+
+
+def _policy(function: Callable[..., Any]) -> RewindPolicy:
+    return FunctionPolicy(function, "given")
 
 
 class Snapshots(dict[int, Params]):
@@ -40,19 +45,20 @@ class RewindConformance:
     """What `ltcore.rewinding.RewindPolicy` promises.
 
     Attributes:
-        policy: the policy under test, or a function of a `RewindContext`; override it.
+        policy: the policy under test, its class, or a function of a `RewindContext`; override it.
     """
 
     policy: ClassVar[Any] = None
 
     def rule(self) -> RewindPolicy:
         """Return the policy under test."""
-        # From the class: a function would become a method of the instance.
-        given = type(self).policy
-        if given is None:
-            raise NotImplementedError("set the class attribute `policy`")
-        rule: RewindPolicy = given if hasattr(given, "rewind") else FunctionPolicy(given, "given")
+        parts = ("snapshots", "resume_step", "rewind", "describe")
+        rule: RewindPolicy = under_test(self, "policy", parts, _policy)
         return rule
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Look at what is given before any test does; pytest calls this."""
+        check_given(self)
 
     def test_declares_what_it_is(self) -> None:
         """Snapshots and the step to resume at are whole numbers of updates."""
@@ -67,6 +73,7 @@ class RewindConformance:
     def test_describes_itself_in_plain_data(self) -> None:
         """Provenance can hold what the policy says of itself."""
         told = self.rule().describe()
+        assert isinstance(told, Mapping), f"describe() gives a dictionary, not {told!r}"
         assert isinstance(told.get("kind"), str), "describe() gives a word under 'kind'"
         assert json.loads(json.dumps(told)) == told, (
             f"describe() gives plain JSON data, for a ticket's provenance, not {told}"
@@ -76,6 +83,7 @@ class RewindConformance:
         """Names, shapes and dtypes are those of the model."""
         context = self.context()
         found = self.rule().rewind(context)
+        assert isinstance(found, Mapping), f"rewind returns arrays by name, not {found!r}"
         missing, more = context.trained.keys() - found.keys(), found.keys() - context.trained.keys()
         assert not missing, f"a policy returns every parameter and buffer; {missing} are missing"
         assert not more, f"a policy returns parameters of the model alone, not {more}"

@@ -5,29 +5,37 @@
 ...     schedule = ToSparsity(0.9, 5)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
 from ltcore.allocation import Goal, Rate, Sparsity
-from ltcore.schedules import Schedule
+from ltcore.schedules import FunctionSchedule, Schedule
+from ltcore.testing.given import check_given, under_test
 
 
 class ScheduleConformance:
     """What `ltcore.schedules.Schedule` promises.
 
     Attributes:
-        schedule: the schedule under test; override it.
+        schedule: the schedule under test, or a function of the round; override it.
+        rounds: how many rounds a function is asked for.
     """
 
     schedule: ClassVar[Any] = None
+    rounds: ClassVar[int] = 5
 
     def rule(self) -> Schedule:
         """Return the schedule under test."""
-        if self.schedule is None:
-            raise NotImplementedError("set the class attribute `schedule`")
-        rule: Schedule = self.schedule
+        rule: Schedule = under_test(self, "schedule", ("rounds", "goal"), self._of_function)
         return rule
+
+    def _of_function(self, function: Callable[[int], Any]) -> Schedule:
+        return FunctionSchedule(function, self.rounds)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Look at what is given before any test does; pytest calls this."""
+        check_given(self)
 
     def test_has_rounds(self) -> None:
         """There is at least one pruning."""

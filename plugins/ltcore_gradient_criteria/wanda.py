@@ -36,6 +36,16 @@ class Wanda:
         """Whether nothing is compared here."""
         return self.per == "layer"
 
+    @property
+    def unpoolable(self) -> str:
+        """Every output has the same quantiles, so their means tell no outputs apart."""
+        if self.per == "layer":
+            return ""
+        return (
+            "scores are quantiles within an output, which have the same mean in every output; use "
+            "{'name': 'wanda', 'per': 'layer'}"
+        )
+
     def score(self, param: Param) -> NDArray[Any]:
         """Return the product, or its quantile within its output."""
         products: NDArray[Any] = np.abs(param.weight) * param.activations

@@ -55,9 +55,9 @@ def _attached(found: Inventory, structure: Structure, wanted: Sequence[str]) -> 
         layer = layers.get(site.name)
         if role.name != "weight" or site.kind not in _KINDS or layer is None:
             raise CapabilityError(
-                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or its layer is not "
-                "called as a whole; activations are there for kernels of dense and convolutional "
-                "layers"
+                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or its layer is "
+                "not called as a whole; activations are there for kernels of dense and "
+                "convolutional layers"
             )
         meters[name] = _Meter(layer)
         observe(layer.module, meters[name])

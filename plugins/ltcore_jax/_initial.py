@@ -73,6 +73,6 @@ def _initializer(name: str, homes: dict[str, tuple[Layer, Any]], guessed: dict[s
     own = vars(layer.module).get(word)
     if callable(own):
         return own
-    if layer.kind in ("linear", "conv", "depthwise", "conv_transpose", "embedding"):
+    if attribute in ("kernel", "embedding"):  # others start at zero or one, as good as everywhere
         guessed[layer.site] = None
     return inspect.signature(type(layer.module).__init__).parameters[word].default

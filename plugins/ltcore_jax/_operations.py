@@ -151,11 +151,6 @@ def _resize(operation: Operation, result: Any, _: int) -> Labels:
     return tuple(operation.resized(axis, old, new) for axis, old, new in sizes)
 
 
-def _cut(operation: Operation, result: Any, position: int) -> Labels:
-    """A slice; one with steps, or one that starts where a number says, is cut all the same."""
-    return _resize(operation, result, position)
-
-
 def _pool(operation: Operation, result: Any, position: int) -> Labels:
     """An image becomes a smaller one, by windows along its axes of space."""
     main = operation.main
@@ -238,10 +233,10 @@ def _met(operation: Operation, first: Axis, second: Axis) -> Axis:
 
 _ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
-    "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma",
+    "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh", "digamma",
     "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag",
     "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
-    "mul", "ne", "neg", "nextafter", "not", "optimization_barrier_", "or", "pow", "real",
+    "mul", "ne", "neg", "nextafter", "not", "or", "pow", "real",
     "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left", "sign", "sin", "sinh",
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
 )  # fmt: skip
@@ -253,8 +248,7 @@ _RULES: dict[str, Rule] = {
         _reduce,
     ),
     **dict.fromkeys(("argmax", "argmin"), _find),
-    **dict.fromkeys(("slice", "dynamic_slice", "pad"), _cut),
-    "split": _cut,
+    **dict.fromkeys(("slice", "dynamic_slice", "pad", "split"), _resize),
     **dict.fromkeys(
         ("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), _pool
     ),

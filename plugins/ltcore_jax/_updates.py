@@ -28,6 +28,9 @@ _listening: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
 
 def listen(keeper: Keeper) -> None:
     """Hear updates for ``keeper`` while it is at work."""
+    model = keeper.model()
+    if keeper not in _listening and model is not None:
+        weakref.finalize(model, settle).atexit = False
     _listening.add(keeper)
     if not _patches:
         _patches.append(Patch(nnx.Optimizer, "update", _update))

@@ -1,5 +1,6 @@
 """How data enters and leaves a layer of a known kind."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,26 +83,12 @@ def _linear(use: Use) -> Labels:
 
 def _general(use: Use, module: Any) -> Labels:
     ins, outs = len(module.in_features), len(module.out_features)
-    entering = [atom for axis in use.labels[-ins:] for atom in axis]
-    sizes = use.made[len(use.made) - outs :]
-    whole = 1
-    for size in sizes:
-        whole *= size
-    axis = UNKNOWN if any(atom.name in "?+" for atom in entering) else tuple(entering)
-    use.enter(_joined(use, ins, axis), 0)
-    features = use.trace.features(use.layer.site, whole)
-    return (*use.labels[:-ins], *reshaped((features,), (whole,), sizes))
-
-
-def _joined(use: Use, count: int, axis: Axis) -> Axis:
-    """Return the last ``count`` axes as one, pieces of a whole put together again."""
-    if axis == UNKNOWN or count == 1:
-        return axis
-    sizes = use.shape[-count:]
-    whole = 1
-    for size in sizes:
-        whole *= size
-    return reshaped(use.labels[-count:], sizes, (whole,))[0]
+    entering, leaving = use.shape[-ins:], use.made[len(use.made) - outs :]
+    size = math.prod(leaving)
+    (axis,) = reshaped(use.labels[-ins:], entering, (math.prod(entering),))
+    use.enter(axis, math.prod(entering))
+    features = use.trace.features(use.layer.site, size)
+    return (*use.labels[:-ins], *reshaped((features,), (size,), leaving))
 
 
 def _convolution(use: Use) -> Labels:
