@@ -381,3 +381,125 @@ def test_several_devices_are_refused(monkeypatch):
     monkeypatch.setattr(type(model.first.kernel.get_value()), "sharding", two)
     with pytest.raises(CapabilityError, match="2 devices"):
         BACKEND.watch(model, BACKEND.describe(model), [])
+
+
+class Pair(nnx.Module):
+    """Two models in one; they may be another pair's, too."""
+
+    def __init__(self, first, second):
+        self.a, self.b = first, second
+
+    def __call__(self, x):
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("claim", ["hold", "watch"])
+@pytest.mark.parametrize("relation", ["parent", "child", "sibling"])
+def test_a_layer_serves_one_keeper_at_a_time(relation, claim):
+    shared = Net()
+    around, other = Pair(shared, Net(1)), Pair(Net(2), shared)
+    model, second = {
+        "parent": (shared, around), "child": (around, shared), "sibling": (around, other)
+    }[relation]  # fmt: skip
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    before = weights(second)
+    structure, others = structure_of(second), half(second, 1)
+    with pytest.raises(CapabilityError, match=r"layer '.*first' is held or watched already"):
+        _ = lt.hold(second, others) if claim == "hold" else BACKEND.watch(second, structure, [1])
+    assert lt.held(second) is None or relation != "sibling"
+    for name, value in weights(second).items():
+        np.testing.assert_array_equal(value, before[name])
+    step(model, optimizer_of(model), X, Y)
+    assert_held(model, masks)
+    hold.release()
+    assert is_clean(around)
+    lt.hold(second, half(second, 1)).release()
+    assert is_clean(around)
+    assert is_clean(other)
+
+
+def test_a_layer_that_moves_takes_its_hold_along():
+    model, free = Pair(Net(), Net(1)), Net(2)
+    hold, inner = lt.hold(model, half(model)), lt.hold(free, half(free))
+    gone, model.a = model.a, free
+    hold.release()
+    assert is_clean(gone)
+    step(model, optimizer_of(model), X, Y)
+    inner.check()
+    inner.release()
+    assert is_clean(model)
+
+
+@pytest.mark.parametrize("claim", ["hold", "watch"])
+def test_an_update_inside_vmap_is_refused(claim):
+    @nnx.vmap
+    def stack(key):
+        return nnx.Linear(5, 3, rngs=nnx.Rngs(key))
+
+    model = stack(jax.random.split(jax.random.key(0), 4))
+    optimizer = nnx.vmap(lambda one: nnx.Optimizer(one, optax.sgd(0.1), wrt=nnx.Param))(model)
+    run = nnx.jit(nnx.vmap(step, in_axes=(0, 0, None, None)))
+    run(model, optimizer, X, Y)
+    if claim == "hold":
+        handle = lt.hold(
+            model, lt.Masks({"linear.kernel": np.eye(4, 15, dtype=bool).reshape(4, 5, 3)})
+        )
+    else:
+        handle = BACKEND.watch(model, BACKEND.describe(model), [1])
+    with pytest.raises(CapabilityError, match=r"shape \(3,\).*shape \(4, 3\)"):
+        run(model, optimizer, X, Y)
+    assert model.kernel.get_value().shape == (4, 5, 3)
+    if claim == "hold":
+        handle.release()
+    else:
+        handle.stop()
+    run(model, optimizer, X, Y)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_arrays_that_a_checkpoint_brought_as_numpy(compiled):
+    model = Net()
+    nnx.update(model, *jax.tree.map(np.array, nnx.state(model, nnx.Param, nnx.BatchStat)))
+    before, masks = weights(model), half(model)
+    BACKEND.write(model, structure_of(model), {"first.weight": before["first.weight"] + 1})
+    np.testing.assert_array_equal(weights(model)["first.weight"], before["first.weight"] + 1)
+    assert isinstance(model.last.kernel.get_value(), np.ndarray)
+    watch = BACKEND.watch(model, structure_of(model), [1])
+    hold = lt.hold(model, masks)
+    (nnx.jit(step) if compiled else step)(model, optimizer_of(model), X, Y)
+    assert_held(model, masks)
+    assert set(watch.snapshots[1]) == set(before)
+    watch.stop()
+    hold.release()
+
+
+def test_a_watch_that_is_dropped_leaves_nothing():
+    gc.collect()
+    before = nnx.Optimizer.update, Net.__call__
+    model = Net()
+    watch = BACKEND.watch(model, structure_of(model), [1], print)
+    other = BACKEND.watch(model, structure_of(model), [1])
+    del watch
+    gc.collect()
+    step(model, optimizer_of(model), X, Y)
+    assert set(other.snapshots) == {1}
+    del other
+    gc.collect()
+    assert (nnx.Optimizer.update, Net.__call__) == before
+    assert is_clean(model)
+
+
+def test_averages_go_over_states():
+    model = Net()
+    average = nnx.clone(model)
+    masks = half(model)
+    hold = lt.hold(model, masks)
+    mean = jax.tree.map(
+        lambda a, b: (a + b) / 2, nnx.state(average, nnx.Param), nnx.state(model, nnx.Param)
+    )
+    nnx.update(average, mean)
+    pruned = ~masks["first.weight"]
+    found, first = weights(average)["first.weight"], weights(Net())["first.weight"]
+    np.testing.assert_allclose(found[pruned], first[pruned] / 2, rtol=1e-6)
+    hold.release()

@@ -230,6 +230,22 @@ def test_frozen_parameters_have_derivatives_and_stay_frozen():
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 
 
+def test_batches_are_made_while_the_model_is_as_it_was():
+    model, seen = net().train(), []
+    model[0].weight.requires_grad_(False)
+
+    def batches():
+        for _ in range(2):
+            seen.append((model[0].weight.requires_grad, model.training))
+            yield data(5, 3)
+
+    structure = BACKEND.describe(model)
+    BACKEND.gradients(model, structure, batches(), MSE)
+    BACKEND.fisher(model, structure, batches(), MSE)
+    BACKEND.hvp(model, structure, batches(), MSE, {})
+    assert seen == [(False, True)] * 6
+
+
 def by_differences(model, batch, loss, names):
     """The Hessian product of a float64 model by differences of gradients."""
     structure = BACKEND.describe(model)

@@ -108,15 +108,14 @@ def _means(
     params = [wholes[place] for place in places]
     device = params[0].device if params else torch.device("cpu")
     count = 0
-    with _unfrozen(params):
-        for inputs, targets in batches:
-            x, y = as_inputs(inputs, device), as_targets(targets, device)
-            with untouched(unwrap(model)), differentiable(model, device):
-                for found in derive(params, x, y):
-                    for place, one in zip(places, found, strict=True):
-                        if one is not None:
-                            sums[place] += one
-                    count += 1
+    for inputs, targets in batches:  # the user's code, which is to see the model as it is
+        x, y = as_inputs(inputs, device), as_targets(targets, device)
+        with untouched(unwrap(model)), differentiable(model, device), _unfrozen(params):
+            for found in derive(params, x, y):
+                for place, one in zip(places, found, strict=True):
+                    if one is not None:
+                        sums[place] += one
+                count += 1
     if not count:
         raise InvalidValueError("batches is empty; expected pairs (inputs, targets)")
     means = {name: sums[slot.place] / count for name, slot in slots.items()}

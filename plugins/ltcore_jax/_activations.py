@@ -1,6 +1,7 @@
 """How strong the inputs are that each weight multiplies."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from ltcore.parameters import Structure
 from ltcore_jax._names import Inventory, Layer, inventory
 from ltcore_jax._observe import observe
 from ltcore_jax._twin import as_args, twin_of
+from ltcore_jax._walk import array_of, is_traced
 
+_KERNEL = ("kernel",)
 _KINDS = ("linear", "conv", "depthwise", "conv_transpose")
 
 
@@ -27,7 +30,8 @@ def strengths(
     """Return ``{name: root of the mean square of the input that each weight multiplies}``.
 
     Raises:
-        CapabilityError: a parameter is no kernel; names it and its kind.
+        CapabilityError: a parameter is no kernel, which is named with its kind, or a layer is
+            called where its inputs have no values.
         InvalidValueError: there are no batches, or they do not reach a layer.
     """
     wanted = list(names)
@@ -48,20 +52,25 @@ def strengths(
 
 
 def _attached(found: Inventory, structure: Structure, wanted: Sequence[str]) -> "dict[str, _Meter]":
-    layers = {layer.site: layer for layer in found.layers if layer.whole}
     meters = {}
     for name in wanted:
         site, role = structure.by_name[name]
-        layer = layers.get(site.name)
-        if role.name != "weight" or site.kind not in _KINDS or layer is None:
+        users = [layer for layer in found.layers if name in layer.names.values()]
+        if role.name != "weight" or not users or not all(_multiplies(one, name) for one in users):
             raise CapabilityError(
-                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or its layer is "
-                "not called as a whole; activations are there for kernels of dense and "
+                f"{name!r} is the {role.name} of a layer of kind {site.kind!r}, or serves as "
+                "something else, too; activations are there for kernels of dense and "
                 "convolutional layers"
             )
-        meters[name] = _Meter(layer)
-        observe(layer.module, meters[name])
+        meters[name] = _Meter()
+        for layer in users:  # tied layers: the mean is over the inputs of all of them
+            observe(layer.module, partial(meters[name].see, layer.kind))
     return meters
+
+
+def _multiplies(layer: Layer, name: str) -> bool:
+    """Whether the array called ``name`` is the kernel of ``layer`` and nothing else in it."""
+    return layer.kind in _KINDS and [p for p, n in layer.names.items() if n == name] == [_KERNEL]
 
 
 class _Meter:
@@ -71,32 +80,42 @@ class _Meter:
     of squared inputs, whatever strides, paddings and groups do.
     """
 
-    def __init__(self, layer: Layer) -> None:
-        self._layer = layer
+    def __init__(self) -> None:
         self.total: Any = 0.0
         self.places = 0
 
-    def __call__(
-        self, layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    def see(
+        self, kind: str, layer: Any, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
+        """Make a call of ``layer``, which is of ``kind``, and add up its inputs."""
         result = call(layer, *args, **kwargs)
-        squares = jnp.square(jnp.asarray(args[0]).astype(jnp.float32))
+        options = dict(kwargs)
+        given, *others = args or (options.pop("inputs"),)
+        _check_concrete(layer, given)
+        inputs = jnp.asarray(given)
+        squares = jnp.square(inputs.astype(jnp.float32))
         graph, state = nnx.split(layer)
 
         def total(weights: Any) -> Any:
             twin = nnx.merge(graph, state, copy=True)
             twin.kernel.set_value(weights)
-            if self._layer.kind == "conv_transpose":
+            if kind == "conv_transpose":
                 twin.padding = "VALID"  # its inputs count, be their outputs cropped or not
-            return jnp.sum(call(twin, squares, *args[1:], **kwargs).astype(jnp.float32))
+            return jnp.sum(call(twin, squares, *others, **options).astype(jnp.float32))
 
-        kernel = layer.kernel.get_value()
+        kernel = array_of(layer.kernel)
         self.total = self.total + jax.grad(total)(kernel.astype(jnp.float32))
-        inner = args[0] if self._layer.kind == "conv_transpose" else result
-        self.places += inner.size // self._width(layer)
+        if kind == "conv_transpose":
+            self.places += inputs.size // layer.in_features
+        else:
+            self.places += result.size // int(np.prod(layer.out_features))
         return result
 
-    def _width(self, layer: Any) -> int:
-        """Return the number of features at each position that counts."""
-        found = layer.in_features if self._layer.kind == "conv_transpose" else layer.out_features
-        return int(np.prod(found))
+
+def _check_concrete(layer: Any, inputs: Any) -> None:
+    if is_traced(inputs):
+        raise CapabilityError(
+            f"a layer of class {type(layer).__name__} is called inside jax.vmap, nnx.remat, "
+            "nnx.scan or the like, where inputs have no values to measure; call it outside of "
+            "them, or use a criterion that needs no activations"
+        )

@@ -27,7 +27,7 @@ from ltcore_jax._modes import modes, set_modes
 from ltcore_jax._names import inventory
 from ltcore_jax._trace import described
 from ltcore_jax._twin import twin_of
-from ltcore_jax._walk import check_is_nnx
+from ltcore_jax._walk import array_of, check_is_nnx
 from ltcore_jax._watch import JaxWatch
 
 
@@ -69,7 +69,7 @@ class JaxBackend:
         """Write copies of ``params``, all or none."""
         slots = inventory(model).slots
         made = {
-            name: to_native(array, slots[name].layout, slots[name].variable.get_value(), name)
+            name: to_native(array, slots[name].layout, array_of(slots[name].variable), name)
             for name, array in params.items()
         }
         for name, value in made.items():

@@ -3,6 +3,10 @@
 What cannot be reached is a step that does not know of the hold: a loop without `nnx.Optimizer`,
 arrays that were taken out of the model (``nnx.split``, ``nnx.cached_partial``) before the hold,
 and a step that was compiled ahead of time. ``Hold.check()`` tells.
+
+What `nnx.clone` makes of a held model has a copy of its marks: free in plain Python, held and
+counted inside a compiled step, and another tree than an unmarked model to `jax.tree.map`. Averages
+of weights go over `nnx.state`, which has no marks. `copy.deepcopy` and `pickle` make plain models.
 """
 
 import weakref
@@ -17,7 +21,12 @@ from ltcore_jax._updates import listen, settle
 
 
 class JaxHold:
-    """The `ltcore.backend.MaskHandle` of a Flax module."""
+    """The `ltcore.backend.MaskHandle` of a Flax module.
+
+    Raises:
+        CapabilityError: another model that is held or watched shares a layer with this one, or the
+            model is spread over several devices.
+    """
 
     def __init__(self, model: nnx.Module, masks: Masks) -> None:
         self._model = weakref.ref(model)

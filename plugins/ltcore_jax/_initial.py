@@ -1,6 +1,7 @@
 """Fresh values from a layer's own initializers, as far as Flax remembers them."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
@@ -44,8 +46,9 @@ def redrawn(found: Inventory, seed: int, names: Iterable[str] | None) -> dict[st
         initializer = _initializer(name, homes, guessed)
         slot = found.slots[name]
         value = slot.variable.get_value()
-        drawn = initializer(jax.random.fold_in(key, positions[name]), value.shape, value.dtype)
-        result[name] = to_canonical(drawn, slot.layout)
+        shape = _drawn_shape(homes[name][0], value.shape)
+        drawn = initializer(jax.random.fold_in(key, positions[name]), shape, value.dtype)
+        result[name] = to_canonical(drawn.reshape(value.shape), slot.layout)
     if guessed:
         warnings.warn(
             f"Flax does not keep initializers, so layers {list(guessed)} are drawn by the defaults "
@@ -54,6 +57,15 @@ def redrawn(found: Inventory, seed: int, names: Iterable[str] | None) -> dict[st
             stacklevel=4,
         )
     return result
+
+
+def _drawn_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape in which Flax draws an array: initializers take fans from the last axes."""
+    if not isinstance(layer.module, nnx.LinearGeneral):
+        return shape
+    outputs = math.prod(layer.module.out_features)
+    size = math.prod(shape)
+    return (size,) if len(shape) == len(layer.module.out_features) else (size // outputs, outputs)
 
 
 def _initializer(name: str, homes: dict[str, tuple[Layer, Any]], guessed: dict[str, None]) -> Any:

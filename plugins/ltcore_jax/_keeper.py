@@ -20,7 +20,7 @@ from flax import nnx
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
 from ltcore_jax._names import Inventory
-from ltcore_jax._walk import Path, nodes
+from ltcore_jax._walk import Path, array_of, nodes
 
 ATTRIBUTE = "_ltcore"
 MAX_SNAPSHOTS = 256
@@ -64,6 +64,7 @@ class Keeper:
 
     Attributes:
         masks: ``{parameter name: mask in native axes}``.
+        shapes: ``{parameter name: shape in native axes}``, as of the last hold or watch.
         count: updates so far.
         reference: the position of the parameter by which updates are counted; -1 for none yet.
         wanted: numbers of updates after which to take a snapshot.
@@ -77,6 +78,7 @@ class Keeper:
         self.model = weakref.ref(model)
         self.order = {name: position for position, name in enumerate(found.slots)}
         self.masks: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.count = jax.new_ref(jnp.int32(0))
         self.reference = jax.new_ref(jnp.int32(_NEVER))
         self.wanted = jax.new_ref(jnp.full(MAX_SNAPSHOTS, _NEVER, jnp.int32))
@@ -99,11 +101,17 @@ class Keeper:
         return any(ref() is layer for ref in self._marked)
 
     def hold(self, masks: Mapping[str, Array], found: Inventory) -> None:
-        """Hold native ``masks`` from now on, and nothing else."""
+        """Hold native ``masks`` from now on, and nothing else.
+
+        Raises:
+            CapabilityError: a layer is at work for another keeper, or is spread over several
+                devices.
+        """
+        self._check_free(found)
         for name in self.masks.keys() - masks.keys():
             self.masks[name][...] = jnp.ones(self.masks[name].shape, bool)
         for name, mask in masks.items():
-            value = _one_device(found.slots[name].variable.get_value(), name)
+            value = _one_device(array_of(found.slots[name].variable), name)
             on_device = jax.device_put(jnp.array(mask, copy=True), value.sharding)
             if name in self.masks and self.masks[name].shape == mask.shape:
                 self.masks[name][...] = on_device
@@ -129,11 +137,12 @@ class Keeper:
         """Begin a watch that wants snapshots ``steps`` updates from now; return the count now.
 
         Raises:
-            CapabilityError: more snapshots are wanted than a compiled step looks out for, or the
-                model is spread over several devices.
+            CapabilityError: more snapshots are wanted than a compiled step looks out for, a layer
+                is at work for another keeper, or the model is spread over several devices.
         """
+        self._check_free(found)
         for name, slot in found.slots.items():
-            _one_device(slot.variable.get_value(), name)
+            _one_device(array_of(slot.variable), name)
         now = self.updates()
         wishes = [now + step for step in steps]
         if len(self._wishes) + len(wishes) > MAX_SNAPSHOTS:
@@ -183,16 +192,34 @@ class Keeper:
         padded[: len(numbers)] = numbers
         self.wanted[...] = jnp.asarray(padded)
 
+    def _check_free(self, found: Inventory) -> None:
+        """Raise where a layer has the mark of another keeper: there is room for one."""
+        for layer in found.layers:
+            other = _owner(layer.module)
+            if other is not None and other is not self:
+                where = ".".join(map(str, layer.path)) or type(layer.module).__name__
+                raise CapabilityError(
+                    f"layer {where!r} is held or watched already, through another model that has "
+                    f"it too ({type(other.model()).__name__}); release that hold or stop that "
+                    "watch first, or hold and watch the model around both"
+                )
+
     def _mark(self, found: Inventory) -> None:
         """Give every layer the mark that says how things stand, or none."""
         root = self.model()
-        self._marked = []
+        gone = [layer for ref in self._marked if (layer := ref()) is not None]
         layers = {id(layer.module): (layer.module, layer.names) for layer in found.layers}
         layers.setdefault(id(root), (root, {}))
-        for layer, names in layers.values():
-            if not self.at_work:
+        for layer in [*gone, *(layer for layer, _ in layers.values())]:
+            if _owner(layer) in (None, self):  # what copies have in its place goes, too
                 unmark(layer)
-                continue
+        self._marked = []
+        if not self.at_work:
+            return
+        self.shapes = {n: jnp.shape(slot.variable.get_value()) for n, slot in found.slots.items()}
+        for layer, names in layers.values():
+            if _owner(layer) is not None:
+                continue  # it came into this model while another was at work on it
             mark = Mark(
                 self,
                 tuple(names.items()),
@@ -210,6 +237,14 @@ def mark_of(layer: Any) -> Mark | None:
     return found
 
 
+def _owner(layer: Any) -> Keeper | None:
+    """Return the keeper at work that marked ``layer`` itself, not what it is a clone of."""
+    mark = mark_of(layer)
+    if mark is None or not mark.keeper.at_work or not mark.keeper.marks(layer):
+        return None
+    return mark.keeper
+
+
 def unmark(layer: Any) -> None:
     """Take its mark, or what a copy has in its place, from a layer."""
     if ATTRIBUTE in vars(layer):
@@ -225,8 +260,7 @@ def marked(model: Any) -> Iterator[tuple[Path, Any, Mark]]:
 
 def zero(variable: nnx.Variable[Any], mask: Any) -> None:
     """Zero what ``mask`` prunes; not by a product: -1 * 0 is -0.0, and NaN * 0 is NaN."""
-    value = variable.get_value()
-    variable.set_value(kept(mask, value))
+    variable.set_value(kept(mask, array_of(variable)))
 
 
 def kept(mask: Any, value: Any) -> Any:

@@ -85,15 +85,20 @@ def to_canonical(value: Any, layout: Layout) -> Array:
     return np.array(layout.to_canonical(as_numpy(value)), order="C", copy=True)
 
 
+def check_shape(array: Array, layout: Layout, shape: Shape, name: str) -> None:
+    """Raise `InvalidValueError` unless a canonical array is one of native ``shape``."""
+    wanted = canonical_shape(layout, shape)
+    if array.shape != wanted:
+        raise InvalidValueError(f"{name!r} has shape {wanted} in the model, got {array.shape}")
+
+
 def to_native(array: Array, layout: Layout, like: Any, name: str) -> jax.Array:
     """Return a canonical array as the framework has it: axes, dtype and device of ``like``.
 
     Raises:
         InvalidValueError: its shape is another one.
     """
-    wanted = canonical_shape(layout, like.shape)
-    if array.shape != wanted:
-        raise InvalidValueError(f"{name!r} has shape {wanted} in the model, got {array.shape}")
+    check_shape(array, layout, like.shape, name)
     native = layout.to_native(array, like.shape)
     # JAX would go on using the memory of an array that happens to be aligned.
     return jax.device_put(jnp.array(native, like.dtype, copy=True), like.sharding)

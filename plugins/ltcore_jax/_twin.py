@@ -9,7 +9,7 @@ from flax import nnx
 
 from ltcore_jax._keeper import unmark
 from ltcore_jax._names import Inventory, Layer, inventory
-from ltcore_jax._walk import Path, child
+from ltcore_jax._walk import Path, array_of, child
 
 Values: TypeAlias = Mapping[str, Any]
 """``{parameter name: array in native axes}``."""
@@ -26,7 +26,7 @@ def twin_of(model: nnx.Module) -> nnx.Module:
 
 def native_values(found: Inventory) -> dict[str, Any]:
     """Return the arrays of all parameters and buffers."""
-    return {name: slot.variable.get_value() for name, slot in found.slots.items()}
+    return {name: array_of(slot.variable) for name, slot in found.slots.items()}
 
 
 class Pure:

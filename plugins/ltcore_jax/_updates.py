@@ -18,9 +18,10 @@ import optax
 from flax import nnx
 from jax.experimental import io_callback
 
+from ltcore.errors import CapabilityError
 from ltcore_jax._keeper import Keeper, Mark, kept, marked, zero
 from ltcore_jax._patch import Patch
-from ltcore_jax._walk import Path, child, is_traced
+from ltcore_jax._walk import Path, array_of, child, is_traced
 
 _patches: list[Patch] = []
 _listening: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
@@ -69,6 +70,7 @@ def _update(
         return original(optimizer, model, grads, **kwargs)
     belongs = nnx.filterlib.to_predicate(optimizer.wrt)
     touched = [one for one in found if belongs(one.path, one.variable)]
+    _check_whole(touched)
     masks = {
         one.path: one.mark.keeper.masks[one.name] for one in touched if one.name in one.mark.held
     }
@@ -101,6 +103,27 @@ def _found(model: Any) -> Iterator[Touched]:
                 yield Touched((*path, *inside), variable, name, mark)
 
 
+def _check_whole(touched: list[Touched]) -> None:
+    """Raise where a function sees one of several models in a stack: masks and counts are for all.
+
+    Raises:
+        CapabilityError: an update is inside `nnx.vmap`; names a parameter.
+    """
+    for one in touched:
+        whole, seen = one.mark.keeper.shapes[one.name], jnp.shape(one.variable.get_value())
+        if whole != seen:
+            raise CapabilityError(
+                f"an update sees {one.name!r} with shape {seen}, the {_what(one)} model has it "
+                f"with shape {whole}; inside nnx.vmap nothing can be held or watched: call "
+                "optimizer.update on the stacked model, outside of vmap, or train the models "
+                "one by one"
+            )
+
+
+def _what(one: Touched) -> str:
+    return "held" if one.mark.held else "watched"
+
+
 def _watched(touched: list[Touched]) -> dict[Keeper, list[Touched]]:
     found: dict[Keeper, list[Touched]] = {}
     for one in touched:
@@ -116,7 +139,7 @@ def _masked(optimizer: Any, grads: Any, masks: Mapping[Path, Any]) -> Any:
     flat = dict(nnx.to_flat_state(nnx.state(grads, optimizer.wrt, graph=optimizer.graph)))
     for path, mask in masks.items():
         if path in flat:
-            flat[path] = flat[path].replace(kept(mask, flat[path].get_value()))
+            flat[path] = flat[path].replace(kept(mask, array_of(flat[path])))
     return nnx.from_flat_state(list(flat.items()))
 
 
@@ -134,7 +157,7 @@ def _clear_slots(optimizer: Any, paths: set[Path], masks: Mapping[Path, Any]) ->
         where = tuple(map(_key, keys))
         owner = max((p for p in paths if where[-len(p) :] == p), key=len, default=())
         if owner in masks and isinstance(slot, nnx.Variable):
-            value = slot.get_value()
+            value = array_of(slot)
             if jnp.shape(value) == masks[owner].shape:
                 slot.set_value(kept(masks[owner], value))
 
@@ -208,7 +231,7 @@ def _count(keeper: Keeper, touched: list[Touched], found: list[Touched], done: A
     counts = jnp.any(positions == reference) & done
     number = keeper.count[...] + counts
     keeper.count[...] = number
-    values = {one.name: one.variable.get_value() for one in found}
+    values = {one.name: array_of(one.variable) for one in found}
     if not any(map(is_traced, (number, *values.values()))):
         if counts and keeper.wants(int(number)):
             keeper.take(int(number), values)

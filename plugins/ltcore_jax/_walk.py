@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ltcore.errors import ModelError
@@ -41,6 +43,12 @@ def nodes(model: nnx.Module) -> list[tuple[Path, Any]]:
 def is_layer(node: Any) -> bool:
     """Whether ``node`` is a module that may own variables: no mere container."""
     return isinstance(node, nnx.Module) and not isinstance(node, _CONTAINERS)
+
+
+def array_of(variable: nnx.Variable[Any]) -> Any:
+    """Return the array of a variable as one of JAX: restored checkpoints may bring numpy's."""
+    value = variable.get_value()
+    return jnp.asarray(value) if isinstance(value, np.ndarray | np.generic) else value
 
 
 def is_kept(variable: nnx.Variable[Any]) -> bool:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
-from ltcore_jax._keeper import keeper_of, mark_of
+from ltcore_jax._keeper import Keeper, keeper_of, mark_of
 from ltcore_jax._layouts import to_canonical
 from ltcore_jax._names import inventory
 from ltcore_jax._patch import Patch
@@ -49,6 +49,10 @@ class JaxWatch:
         if callback is not None:
             self._patches.append(Patch(nnx.Optimizer, "update", _told_after(me)))
             self._patches += [Patch(cls, "__call__", _told_after(me)) for cls in _COMPILED]
+        self._leave = weakref.finalize(
+            self, _left, self._model, self._keeper, self._wanted, self._patches
+        )
+        self._leave.atexit = False
 
     @property
     def steps(self) -> int:
@@ -80,11 +84,7 @@ class JaxWatch:
             self._collect()
         finally:
             self._end = self._keeper.updates()
-            model = self._model()
-            self._keeper.unwatch(self._wanted, None if model is None else inventory(model))
-            for patch in reversed(self._patches):
-                patch.remove()
-            settle()
+            self._leave()
 
     def see(self, model: Any, args: Sequence[Any]) -> None:
         """Take note of a call of the model, or of what a compiled step has in its place."""
@@ -135,6 +135,21 @@ class JaxWatch:
             self._taken[number - self._start] = {
                 name: to_canonical(shot[name], layout) for name, layout in self._layouts.items()
             }
+
+
+def _left(
+    model: "weakref.ref[nnx.Module]", keeper: Keeper, wanted: Sequence[int], patches: list[Patch]
+) -> None:
+    """Undo what a watch did to model and classes when it ends, be it that nobody has it any more.
+
+    That may be while a step is traced, of which this is to be no part.
+    """
+    alive = model()
+    with jax.ensure_compile_time_eval():
+        keeper.unwatch(wanted, None if alive is None else inventory(alive))
+    for patch in reversed(patches):
+        patch.remove()
+    settle()
 
 
 def _packed(arrays: list[Array]) -> Any:
