@@ -10,6 +10,7 @@ from keras import ops  # noqa: E402
 
 from ltcore.errors import CapabilityError, InvalidValueError  # noqa: E402
 from ltcore.plugins import detect  # noqa: E402
+from ltcore_keras._attention import attention  # noqa: E402
 
 # Keras 3.15 with numpy 2.4: reading a variable makes numpy warn.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -154,6 +155,17 @@ def test_hvp_is_the_difference_of_gradients(case):
     )
     assert_near({n: a / 2 for n, a in found.items()}, wanted, 1e-3)
     assert not model.layers[0].trainable
+
+
+@pytest.mark.parametrize("options", [
+    {"mask": draw(2, 1, 3, 3, seed=3) > -1}, {"mask": draw(3, 3) > -1, "is_causal": True},
+    {"bias": draw(2, 4, 3, 3), "scale": 0.3}, {"is_causal": True},
+])  # fmt: skip
+def test_attention_in_float64_is_that_of_keras(options):
+    given = [ops.convert_to_tensor(draw(2, 3, heads, 5, seed=heads)) for heads in (4, 2, 2)]
+    more = {n: ops.convert_to_tensor(o) if np.ndim(o) else o for n, o in options.items()}
+    found, wanted = attention(None, *given, **more), ops.dot_product_attention(*given, **more)
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (found, wanted)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_chain_neither_vanishes_nor_overflows():

@@ -18,11 +18,13 @@ pytest.importorskip("keras")
 
 TESTS = Path(__file__).parent
 PARTS = {
-    "test_keras_backend": "TestInFit or gradients or redraw_is_seeded or write or forward or half"
-    " or (TestTraining and (linear or shared or embedding))",
+    "test_keras_backend": "TestInFit or (TestDerivatives and linear) or redraw_is_seeded or write"
+    " or forward or half or (TestTraining and (linear or shared or embedding))",
     "test_keras_hold": "not (nesterov or adagrad or rmsprop or adamw)",
     "test_keras_search": "not (eager or reinit or fresh)",
     "test_exchange": "works_in_the_other and not subclassed",
+    "test_keras_derivatives": "test",
+    "test_keras_callbacks": "test",
     "test_keras_on_torch": "test",
     "test_keras_on_jax": "test",
 }
@@ -32,7 +34,8 @@ FEWER = {
     "jax": "not (Lamb or Lion or Adafactor or Nadam or write_of_read or flatten or embedding or"
     " conv1d or conv2d or conv3d or conv_transpose or grouped or depthwise or layernorm or shared"
     " or mlp or keras-conv or torch-conv or torch-batch or jit or multi or bfloat16 or"
-    " several_optimizers or other_ways or learning_rates or criterion)",
+    " several_optimizers or other_ways or learning_rates or criterion or"
+    " in_float64[conv or in_float64[lstm or gradients[conv or gradients[lstm or 3d or dilated)",
 }
 
 

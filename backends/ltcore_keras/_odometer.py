@@ -44,7 +44,7 @@ class Odometer(Listener):
         self._model = weakref.ref(model)
         self._reference: weakref.ref[Any] | None = None
         self._wanted: list[Sequence[Any]] = []
-        self._looks: list[Callable[[], None]] = []
+        self._looks: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._met: weakref.WeakSet[Any] = weakref.WeakSet()
         unlisten_with(model, self)
 
@@ -61,17 +61,21 @@ class Odometer(Listener):
         raise NotImplementedError
 
     def attach(self, shots: Sequence[Shot], look: Callable[[], None] | None = None) -> None:
-        """Count, take ``shots`` when their time has come, and ``look`` when Python runs again."""
+        """Count, take ``shots`` when it is time, and ``look`` when Python runs again.
+
+        ``look`` is a method, called while the object that it is of lives.
+        """
         self._reference = None
         self._wanted.append(shots)
-        self._looks += [look] if look else []
+        # Weakly: what a callback knows of the model must not keep it alive.
+        self._looks += [weakref.WeakMethod(look)] if look else []
         listen(self)
         ENGINE.retrace(self._model())
 
     def detach(self, shots: Sequence[Shot], look: Callable[[], None] | None = None) -> None:
         """Take ``shots`` and ``look`` no more; count no more when all are detached."""
         self._wanted = [others for others in self._wanted if others is not shots]
-        self._looks = [other for other in self._looks if other != look]
+        self._looks = [ref for ref in self._looks if ref() not in (None, look)]
         if not self._wanted:
             unlisten(self)
         ENGINE.retrace(self._model())
@@ -100,8 +104,10 @@ class Odometer(Listener):
 
     def paused(self) -> None:
         """Let those look who want to."""
-        for look in list(self._looks):
-            look()
+        for reference in list(self._looks):
+            look = reference()
+            if look:
+                look()
 
     def _shots(self) -> Iterator[Any]:
         for shots in self._wanted:

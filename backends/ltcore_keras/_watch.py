@@ -20,7 +20,8 @@ class KerasWatch:
         read: returns canonical arrays for ``{name: variable}``.
         steps: the numbers of updates after which to take a snapshot.
         example: made-up inputs of the right shapes, None where they are not known.
-        callback: called with the number of updates so far, when Python runs after some.
+        callback: called with the number of updates so far, when Python runs after some, while
+            somebody keeps the watch.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 
 from ltcore.arrays import Array
 from ltcore.errors import CapabilityError
+from ltcore_keras._attention import attention
 from ltcore_keras._engine import ENGINE
 from ltcore_keras._patch import Patch, raised_plainly
 
@@ -83,6 +84,8 @@ def _widened(model: Any, refused: list[CapabilityError]) -> Iterator[None]:
         ]
         for module in (backend, backend.core):  # the second is what operations know
             patches += [(module, "cast", _wide_dtype), (module, "convert_to_tensor", _wide_dtype)]
+        if hasattr(backend.nn, "dot_product_attention"):  # since Keras 3.7
+            patches.append((backend.nn, "dot_product_attention", attention))
         for owner, name, around in patches:
             stack.callback(Patch(owner, name, _in_thread(thread, around)).remove)
         yield
