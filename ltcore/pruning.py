@@ -103,9 +103,9 @@ def check_goals(prunings: Sequence[Pruning], masks: Masks) -> None:
     """Raise unless the goals of ``prunings`` can be shared over ``masks``, one after the other.
 
     Warns of parameters that the pattern does not fit, and of an allocation that does not share
-    what is asked for. The goals are played without scores: which
-    weights of a parameter go makes no difference to an allocation. What several parameters lose
-    together is taken to fall on them evenly.
+    what is asked for. The goals are played without scores: which weights of a parameter go makes
+    no difference to an allocation. What several parameters lose together is taken to fall on them
+    evenly.
 
     Args:
         prunings: of the same parameters, with one pattern.
