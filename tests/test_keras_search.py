@@ -171,8 +171,9 @@ def test_a_criterion_with_gradients_agrees_with_torch():
     a = lt.prune(source, 0.5, criterion=rule, loss=torch.nn.functional.cross_entropy,
                  batches=[(torch.from_numpy(x), torch.from_numpy(y))])  # fmt: skip
     b = lt.prune(twin, 0.5, criterion=rule, batches=[(x, y)],
-                 loss=lambda out, y: keras.losses.sparse_categorical_crossentropy(
-                     y, out, from_logits=True))  # fmt: skip
+                 loss=lambda out, y: keras.ops.mean(
+                     keras.losses.sparse_categorical_crossentropy(
+                         y, out, from_logits=True)))  # fmt: skip
     for ours, theirs in zip(a.masks.values(), b.masks.values(), strict=True):
         assert np.array_equal(ours, theirs)
 

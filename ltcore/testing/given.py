@@ -48,8 +48,11 @@ def under_test(
 def check_given(suite: Any) -> None:
     """End pytest's collection with one sentence unless there is something to test.
 
-    Else every test of the suite would fail, each in its own way.
+    Else every test of the suite would fail, each in its own way. A suite that finds the thing in
+    a way of its own may know it only when a test runs.
     """
+    if not type(suite).rule.__module__.startswith("ltcore.testing."):
+        return
     try:
         suite.rule()
     except LtcoreError as error:
