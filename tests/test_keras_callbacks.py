@@ -179,7 +179,18 @@ class StopError(Exception):
     pass
 
 
-def test_errors_reach_fit_and_nothing_stays():
+@pytest.fixture
+def alone():
+    """Nobody listens whose models other tests have left alive."""
+    others = _updates._listeners[:]
+    _updates._listeners.clear()
+    while _updates._ears:
+        _updates._ears.pop().remove()
+    yield
+    _updates._listeners.extend(others)
+
+
+def test_errors_reach_fit_and_nothing_stays(alone):
     model = compiled(made())
     methods = {
         name: getattr(owner, name)

@@ -688,7 +688,18 @@ def test_callback_of_a_closure_optimizer_is_called_once_a_step():
     assert watch.steps == 2
 
 
-def test_callback_may_stop_the_watch_though_others_listen():
+@pytest.fixture
+def alone():
+    """Nobody listens whose models other tests have left alive."""
+    others = _steps._listeners[:]
+    _steps._listeners.clear()
+    while _steps._handles:
+        _steps._handles.pop().remove()
+    yield
+    _steps._listeners.extend(others)
+
+
+def test_callback_may_stop_the_watch_though_others_listen(alone):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = BACKEND.watch(model, BACKEND.describe(model), [], lambda step: watch.stop())
@@ -724,7 +735,7 @@ def test_callback_prunes_and_scores_on_the_way():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch
-def test_callback_is_not_called_inside_a_compiled_step():
+def test_callback_is_not_called_inside_a_compiled_step(alone):
     torch._dynamo.reset()
     model, heard = net(), []
     watch = BACKEND.watch(model, BACKEND.describe(model), [2], heard.append)
