@@ -84,7 +84,7 @@ class Param:
         """The gradient of the sum of all outputs for an input of ones, float64.
 
         All parameters and buffers count with their absolute values (Tanaka et al. 2020, section
-        5), so it is not negative in a network of products, sums and ReLUs.
+        6), so it is not negative in a network of products, sums and ReLUs.
         """
         return self._signal("flow")
 
